@@ -1,0 +1,1 @@
+"""The stages that take a fresh guest to a serving engine, in order."""

@@ -1,0 +1,1 @@
+"""The KBS protocol: messages, the agent's side, and the embedded broker."""

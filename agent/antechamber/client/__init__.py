@@ -1,0 +1,1 @@
+"""The Relying Party: fetch Evidence, appraise it, pin the key it proves."""

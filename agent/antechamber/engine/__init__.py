@@ -1,0 +1,1 @@
+"""Inference engines: catalogue, processes, and a small built-in one."""

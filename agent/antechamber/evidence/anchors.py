@@ -1,0 +1,53 @@
+"""Trust anchors: the vendors' own, or explicitly another one, which makes every result say so."""
+
+import hashlib
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from antechamber.errors import AgentError
+
+# SHA-256 of the SubjectPublicKeyInfo of "NVIDIA Device Identity CA".
+NVIDIA_ROOT_SPKI = bytes.fromhex("a90c4eb5acfd3e3d03a25db6a26b84f720ad0503196c627c21ddd48dd85b06a4")
+# SHA-384 of the public point of "Intel SGX Root CA", as dcap-qvl reports it (`root_key_id`).
+INTEL_ROOT_KEY_ID = bytes.fromhex(
+    "46e403bd34f05a3f2817ab9badcaacc7ffc98e0f261008cd30dae936cace18d5dcf58eef31463613de1570d516200993"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """`intel_root`: DER of a root that is not Intel's, or None for Intel's. `nvidia_spki`: SHA-256, 32 bytes."""
+
+    intel_root: bytes | None
+    nvidia_spki: bytes
+
+    @classmethod
+    def parse(cls, *, intel: str, nvidia: str, error: type[AgentError], code: str) -> "Anchors":
+        """From `intel` or PEM, `nvidia` or PEM."""
+        root = None if intel == "intel" else _certificate(intel, error, code)
+        device = NVIDIA_ROOT_SPKI if nvidia == "nvidia" else spki_sha256(_certificate(nvidia, error, code))
+        return cls(None if root is None else root.public_bytes(Encoding.DER), device)
+
+    @property
+    def vendors(self) -> bool:
+        """Whether both anchors are the vendors' own: nothing simulated verifies."""
+        return self.intel_root is None and self.nvidia_spki == NVIDIA_ROOT_SPKI
+
+    def __str__(self) -> str:
+        intel = "Intel" if self.intel_root is None else "NOT INTEL'S (simulated)"
+        nvidia = "NVIDIA" if self.nvidia_spki == NVIDIA_ROOT_SPKI else "NOT NVIDIA'S (simulated)"
+        return f"{intel}, {nvidia}"
+
+
+def _certificate(pem: str, error: type[AgentError], code: str) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(pem.encode())
+    except ValueError as e:
+        raise error(code, "a trust anchor is not a PEM certificate", hint="use the vendor's name, or a PEM") from e
+
+
+def spki_sha256(certificate: x509.Certificate) -> bytes:
+    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(spki).digest()

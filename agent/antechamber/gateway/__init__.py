@@ -1,0 +1,1 @@
+"""TLS in, engine socket out, Evidence on the way."""

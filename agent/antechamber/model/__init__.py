@@ -1,0 +1,1 @@
+"""The sealed model: format, packing, unlocking."""
