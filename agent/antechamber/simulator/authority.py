@@ -60,10 +60,11 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What a certificate says of its holder. `path_length` None: an end entity."""
+    """What a certificate says of its holder."""
 
     name: x509.Name
     serial: int
+    ca: bool = False
     path_length: int | None = None
     uses: Sequence[str] = CA_USES
     extensions: Sequence[x509.ExtensionType] = ()
@@ -100,8 +101,7 @@ def issue(
         .add_extension(x509.KeyUsage(**{use: use in subject.uses for use in _USES}), critical=True)
     )
     if subject.basic_constraints:
-        ca = subject.path_length is not None
-        builder = builder.add_extension(x509.BasicConstraints(ca, subject.path_length), critical=True)
+        builder = builder.add_extension(x509.BasicConstraints(subject.ca, subject.path_length), critical=True)
     for extension in subject.extensions:
         builder = builder.add_extension(extension, critical=False)
     return Issued(builder.sign(signer, algorithm, ecdsa_deterministic=True), key)

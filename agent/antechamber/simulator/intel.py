@@ -158,6 +158,7 @@ class IntelPki:
                 COUNTRY_NAME="US",
             ),
             serial=int.from_bytes(b"\x01" + self._bytes(f"serial/{name}", 15), "big"),
+            ca=path_length is not None,
             path_length=path_length,
             uses=_SIGNER_USES if path_length is None else authority.CA_USES,
             extensions=(x509.CRLDistributionPoints([crl]), *extensions),

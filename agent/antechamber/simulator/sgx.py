@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from antechamber.simulator.asn1 import boolean, integer, octets, oid, sequence, tlv
+
 SGX = "1.2.840.113741.1.13.1"
-_SEQUENCE, _OID, _INTEGER, _OCTETS, _BOOLEAN, _ENUMERATED = 0x30, 0x06, 0x02, 0x04, 0x01, 0x0A
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,56 +24,23 @@ class Platform:
 
 def sgx_extension(platform: Platform) -> bytes:
     """DER of the extension's value."""
-    svns = [_pair(f"2.{i}", _integer(n)) for i, n in enumerate(platform.cpu_svn, start=1)]
-    svns += [_pair("2.17", _integer(platform.pce_svn)), _pair("2.18", _tlv(_OCTETS, platform.cpu_svn))]
-    configuration = _sequence(
-        _pair("7.1", _boolean(platform.dynamic)),
-        _pair("7.2", _boolean(platform.cached_keys)),
-        _pair("7.3", _boolean(platform.smt)),
+    svns = [_pair(f"2.{i}", integer(n)) for i, n in enumerate(platform.cpu_svn, start=1)]
+    svns += [_pair("2.17", integer(platform.pce_svn)), _pair("2.18", octets(platform.cpu_svn))]
+    configuration = sequence(
+        _pair("7.1", boolean(platform.dynamic)),
+        _pair("7.2", boolean(platform.cached_keys)),
+        _pair("7.3", boolean(platform.smt)),
     )
-    return _sequence(
-        _pair("1", _tlv(_OCTETS, platform.ppid)),
-        _pair("2", _sequence(*svns)),
-        _pair("3", _tlv(_OCTETS, platform.pce_id)),
-        _pair("4", _tlv(_OCTETS, platform.fmspc)),
-        _pair("5", _tlv(_ENUMERATED, b"\x01")),  # scalable
-        _pair("6", _tlv(_OCTETS, platform.instance)),
+    return sequence(
+        _pair("1", octets(platform.ppid)),
+        _pair("2", sequence(*svns)),
+        _pair("3", octets(platform.pce_id)),
+        _pair("4", octets(platform.fmspc)),
+        _pair("5", tlv(0x0A, b"\x01")),  # ENUMERATED: scalable
+        _pair("6", octets(platform.instance)),
         _pair("7", configuration),
     )
 
 
-def _tlv(tag: int, value: bytes) -> bytes:
-    size = len(value)
-    if size < 0x80:
-        length = bytes([size])
-    else:
-        digits = size.to_bytes((size.bit_length() + 7) // 8, "big")
-        length = bytes([0x80 | len(digits)]) + digits
-    return bytes([tag]) + length + value
-
-
-def _sequence(*items: bytes) -> bytes:
-    return _tlv(_SEQUENCE, b"".join(items))
-
-
 def _pair(suffix: str, value: bytes) -> bytes:
-    return _sequence(_oid(f"{SGX}.{suffix}"), value)
-
-
-def _integer(number: int) -> bytes:
-    return _tlv(_INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
-
-
-def _boolean(value: bool) -> bytes:
-    return _tlv(_BOOLEAN, b"\xff" if value else b"\0")
-
-
-def _oid(dotted: str) -> bytes:
-    first, second, *arcs = (int(part) for part in dotted.split("."))
-    encoded = bytes([first * 40 + second])
-    for arc in arcs:
-        digits = [arc & 0x7F]
-        while arc := arc >> 7:
-            digits.insert(0, arc & 0x7F | 0x80)
-        encoded += bytes(digits)
-    return _tlv(_OID, encoded)
+    return sequence(oid(f"{SGX}.{suffix}"), value)

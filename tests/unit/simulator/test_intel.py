@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from antechamber.simulator.intel import DEBUG_TD, CollateralKnobs, IntelPki, td_body
 
 dcap_qvl = pytest.importorskip("dcap_qvl")
