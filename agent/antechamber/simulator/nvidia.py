@@ -74,6 +74,10 @@ class NvidiaPki:
     def root_pem(self) -> str:
         return pem(self._root.certificate)
 
+    def of(self, chip: Chip) -> "NvidiaPki":
+        """The same vendor, for another chip: the root stays."""
+        return NvidiaPki(seed=self._seed, chip=chip)
+
     def device(self, index: int) -> SimGpuIdentity:
         """The device number `index`: the same one each time."""
         pdi = self._bytes(f"pdi/{index}", 8)
