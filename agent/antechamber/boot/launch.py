@@ -1,0 +1,51 @@
+"""Stages 11 and 12: the GPUs made ready, last of all; and the engine, with nothing of ours in its world."""
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+from antechamber import log
+from antechamber.config import Config
+from antechamber.engine import catalog, process
+from antechamber.engine.catalog import Launch
+from antechamber.errors import HardwareUnavailable
+from antechamber.model.store import Model
+from antechamber.ports import GpuSource
+
+
+def planned(cfg: Config) -> tuple[Launch, str]:
+    """The engine's argv and environment, and the content of the `engine` event. Raises ConfigError `engine.*`."""
+    launch = catalog.plan(
+        kind=cfg.engine.kind,
+        image=cfg.engine.image,
+        options=cfg.engine.options,
+        model=Path(cfg.runtime_dir, "model"),
+        name=cfg.model.name,
+        socket=Path(cfg.runtime_dir, "engine", "engine.sock"),
+    )
+    return launch, catalog.measured(launch)
+
+
+@log.stage("ready")
+def set_ready(gpus: GpuSource, model: Model) -> None:
+    """Let the GPUs work, after everything else held: it cannot be taken back without a driver reload.
+
+    Raises HardwareUnavailable `nvml.*`, `gpu.not-ready`.
+    """
+    gpus.set_ready()
+    if not gpus.ready():
+        raise HardwareUnavailable("gpu.not-ready", "the ready state did not take", hint="reload the driver: reboot")
+
+
+@log.stage("launch")
+def launch_engine(launch: Launch, user: str) -> process.EngineProcess:
+    """Start the engine as our child, for `antechamber run`. Raises EngineFailed."""
+    started = process.start(launch, user=user)
+    log.event("engine.exec", pid=started.pid)
+    return started
+
+
+def replace(answer: dict[str, Any]) -> NoReturn:
+    """Become the engine that the agent handed over, for `antechamber exec`."""
+    launch = Launch.from_json(answer)
+    log.event("engine.exec", engine=launch.kind)
+    process.replace(launch)

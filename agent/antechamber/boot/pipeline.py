@@ -1,0 +1,81 @@
+"""The boot, in order. Each stage takes what the one before returns, so the order is proved by types."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from antechamber import log
+from antechamber.boot.attest import release, unlock_model
+from antechamber.boot.attestor import Attestor, Public
+from antechamber.boot.identity import Identity, challenge, collateral, identity
+from antechamber.boot.launch import planned, set_ready
+from antechamber.boot.measure import RuntimeLog, cap, gpus, measure
+from antechamber.boot.preflight import preflight
+from antechamber.boot.progress import Progress
+from antechamber.boot.settings import Settings, settle
+from antechamber.config import BrokerConfig
+from antechamber.engine.catalog import Launch
+from antechamber.errors import ConfigError
+from antechamber.model.store import Model, destroy
+from antechamber.ports import Hardware, KeyBroker, TeeKey
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """What the composition root wires: devices, the broker's client, and the TEE key's kind."""
+
+    hardware: Hardware
+    broker: Callable[[BrokerConfig], KeyBroker]
+    new_tee_key: Callable[[], TeeKey]
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """A proven guest with its model in memory and its GPUs ready; no engine, no port yet."""
+
+    settings: Settings
+    keys: Identity
+    certificate: bytes
+    model: Model
+    launch: Launch
+    attestor: Attestor
+
+
+def boot(path: str, adapters: Adapters) -> Booted:
+    """Take a fresh guest to a launchable engine, or refuse. Stages 1 to 11."""
+    hw = adapters.hardware
+    settings = settle(path, hw.measurements)  # 1
+    platform = preflight(settings, hw)  # 2
+    broker = adapters.broker(settings.config.broker)
+    clock = collateral(settings, platform, broker)  # 3
+    keys = identity(adapters.new_tee_key)  # 4
+    asked = challenge(broker, keys, clock)  # 5
+    verdict = gpus(settings, platform, hw.gpus, asked, clock)  # 6
+    launch, engine_event = planned(settings.config)
+    runtime = RuntimeLog(hw.measurements, Path(_runtime_dir(settings), "eventlog"))
+    measured = measure(settings, runtime, engine_event, verdict, keys)  # 7
+    released = release(settings, hw.quotes, broker, asked, verdict, measured, keys)  # 8
+    try:
+        capped = cap(measured, keys)  # 9
+        model = unlock_model(settings, capped, released.key, hw.host, Progress("unlock"))  # 10
+    finally:
+        released.key.destroy()
+    try:
+        set_ready(hw.gpus, model)  # 11
+    except BaseException:
+        destroy(model)
+        raise
+    public = Public(measured, keys.tls_spki, keys.receipt_spki)
+    attestor = Attestor(settings, hw, broker, adapters.new_tee_key, public)
+    return Booted(settings, keys, released.certificate, model, launch, attestor)
+
+
+def _runtime_dir(settings: Settings) -> str:
+    path = settings.config.runtime_dir
+    try:
+        os.makedirs(path, mode=0o750, exist_ok=True)
+    except OSError as e:
+        raise ConfigError("config.runtime-dir", f"{path}: {e.strerror}", hint="let the agent write there") from e
+    log.event("runtime", directory=path)
+    return path

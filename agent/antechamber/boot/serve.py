@@ -1,0 +1,209 @@
+"""Stages 13 and 14: admit the engine, open the port, and stay proven; whatever ends, everything ends."""
+
+import os
+import queue
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from antechamber import log
+from antechamber.boot.attestor import passing
+from antechamber.boot.handover import AgentServer, Handover, seal_key
+from antechamber.boot.launch import launch_engine
+from antechamber.boot.notify import notify
+from antechamber.boot.pipeline import Adapters, Booted, boot
+from antechamber.engine import probe
+from antechamber.engine.catalog import Launch
+from antechamber.engine.process import EngineProcess, start
+from antechamber.errors import AgentError, AppraisalRefused, EngineFailed
+from antechamber.model.store import destroy
+
+_TICK_S = 0.2
+_PARTS_S = 120  # how long systemd may take to start the parts that we hand over to
+
+
+class Stopped(Exception):  # noqa: N818  # no error: somebody asked us to stop
+    """SIGTERM or SIGINT."""
+
+
+@dataclass(slots=True)
+class Serving:
+    """A booted guest, its socket, and in `run` its children."""
+
+    booted: Booted
+    server: AgentServer
+    engine: EngineProcess | None = None
+    gateway: EngineProcess | None = None
+
+
+def serve_children(config: str, adapters: Adapters) -> int:
+    """`antechamber run`: engine and gateway are our children."""
+    with stoppable(), serving(boot(config, adapters)) as guest:
+        cfg = guest.booted.settings.config
+        guest.engine = launch_engine(guest.booted.launch, cfg.engine.user)
+        admit(guest)
+        guest.gateway = start(_gateway_launch(guest), user="")
+        opened(guest)
+        watch(guest)
+    return 0
+
+
+def serve_handover(config: str, adapters: Adapters) -> int:
+    """`antechamber boot`: systemd starts `antechamber exec` and `antechamber gateway`, which ask us."""
+    with stoppable(), serving(boot(config, adapters)) as guest:
+        notify("READY=1\nSTATUS=proven; the engine may start")
+        admit(guest)
+        opened(guest)
+        watch(guest)
+    return 0
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into an orderly end."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise Stopped
+
+    old = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except Stopped:
+        log.event("stopped", reason="signal")
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)
+
+
+@contextmanager
+def serving(booted: Booted) -> Iterator[Serving]:
+    """Hold the agent's socket open; on the way out, close the port first, and leave nothing."""
+    runtime = Path(booted.settings.config.runtime_dir)
+    guest: Serving | None = None
+    try:
+        handover = _handover(booted)
+        server = AgentServer(runtime / "agent.sock", handover, booted.attestor)
+        guest = Serving(booted, server)
+        yield guest
+    finally:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.SIG_IGN)  # nothing interrupts the wiping
+        if guest is not None:
+            for part in (guest.gateway, guest.engine):
+                if part is not None:
+                    part.stop(grace_s=5.0)
+            guest.server.shutdown()
+            guest.server.server_close()
+        destroy(booted.model)
+        for name in ("agent.sock", "eventlog"):
+            (runtime / name).unlink(missing_ok=True)
+        shutil.rmtree(runtime / "engine", ignore_errors=True)
+        log.event("wiped", model=booted.settings.config.model.hash)
+
+
+def _handover(booted: Booted) -> Handover:
+    cfg, launch = booted.settings.config, booted.launch
+    gateway = {
+        "listen": cfg.gateway.listen,
+        "certificate": booted.certificate.decode(),
+        "model": cfg.model.name,
+        "upstream": launch.socket,
+        "max_body_bytes": cfg.gateway.max_body_bytes,
+        "max_connections": cfg.gateway.max_connections,
+        "verdict_age_s": cfg.gateway.verdict_age_s,
+        "nonces_per_minute": cfg.gateway.nonces_per_minute,
+    }
+    listening = threading.Event()
+
+    def status() -> dict[str, object]:
+        verdict, age = booted.attestor.verdict(), booted.attestor.age_s()
+        return {
+            "ok": True,
+            "state": "serving" if listening.is_set() else "starting",
+            "verdict": "good" if verdict["good"] else "none",
+            "verdict_age_s": -1 if age is None else round(age, 1),
+            "quote_sha256": verdict["quote_sha256"],
+            "model": cfg.model.hash,
+            "engine": cfg.engine.kind,
+            "listen": cfg.gateway.listen,
+            "anchors": str(cfg.trust.anchors()),
+        }
+
+    return Handover(launch.to_json(), gateway, seal_key(booted.keys), threading.Event(), listening, status)
+
+
+def _gateway_launch(guest: Serving) -> Launch:
+    runtime = guest.booted.settings.config.runtime_dir
+    argv = (sys.executable, "-I", "-m", "antechamber", "gateway", "--socket", os.path.join(runtime, "agent.sock"))
+    env = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    return Launch(kind="gateway", image="", argv=argv, env=env, cwd="/", socket="", transport="unix")
+
+
+@log.stage("admit")
+def admit(guest: Serving) -> None:
+    """The engine answers the golden prompt as sealed, and the broker appraises the guest once more.
+
+    Raises EngineFailed `engine.*`, AppraisalRefused, BrokerDenied.
+    """
+    cfg, golden = guest.booted.settings.config, guest.booted.model.golden
+    socket = Path(guest.booted.launch.socket)
+    probe.await_ready(socket, lambda: guest.engine is None or guest.engine.alive, cfg.engine.start_timeout_s)
+    text = probe.golden_text(socket, cfg.model.name, golden.prompt, golden.max_tokens)
+    probe.require_golden(golden.accepted(cfg.engine.kind, cfg.engine.precision), text)
+    guest.booted.attestor.reattest()
+    guest.server.handover.admitted.set()
+
+
+@log.stage("serve")
+def opened(guest: Serving) -> None:
+    """The port is open. Raises EngineFailed `gateway.timeout`, `gateway.died`."""
+    deadline = time.monotonic() + _PARTS_S
+    while not guest.server.handover.listening.wait(_TICK_S):
+        if guest.gateway is not None and not guest.gateway.alive:
+            raise EngineFailed("gateway.died", "the gateway ended before it listened", hint="read its last log lines")
+        if time.monotonic() > deadline:
+            raise EngineFailed("gateway.timeout", f"no port after {_PARTS_S} s", hint="read the gateway's log")
+    log.event("serving", listen=guest.booted.settings.config.gateway.listen)
+    notify("READY=1\nSTATUS=serving")
+
+
+@log.stage("watch")
+def watch(guest: Serving) -> None:
+    """Stay proven until something fails; then raise it, and `serving` wipes. Never returns otherwise."""
+    failures: queue.Queue[AgentError] = queue.Queue()
+    threading.Thread(target=_reattest_for_ever, args=(guest, failures), name="watch", daemon=True).start()
+    while True:
+        try:
+            raise failures.get(timeout=_TICK_S)
+        except queue.Empty:
+            pass
+        if guest.engine is not None and not guest.engine.alive:
+            raise EngineFailed("engine.died", f"the engine ended with {guest.engine.exit_status}", hint="read its log")
+        if guest.gateway is not None and not guest.gateway.alive:
+            raise EngineFailed("gateway.died", "the gateway ended", hint="read its last log lines")
+
+
+def _reattest_for_ever(guest: Serving, failures: "queue.Queue[AgentError]") -> None:
+    attestor, cfg = guest.booted.attestor, guest.booted.settings.config.watch
+    while True:
+        time.sleep(cfg.interval_s)
+        try:
+            attestor.reattest()
+        except AgentError as e:
+            if not passing(e):
+                failures.put(e)
+                return
+            log.event("verdict.none", level=30, code=e.code, detail=e.detail)
+        age = attestor.age_s()
+        if age is None or age > cfg.grace_s:
+            failures.put(
+                AppraisalRefused("watch.grace", f"no good verdict for {age} s", hint="bring the broker back within grace_s")
+            )
+            return

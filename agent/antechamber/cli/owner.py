@@ -1,0 +1,115 @@
+"""Commands of the model owner: hash, pack, broker, collateral. None of them is in a production image."""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+from antechamber.cli.relying import read
+from antechamber.errors import ConfigError, HardwareUnavailable
+
+
+def hash_model(args: argparse.Namespace) -> int:
+    """`antechamber hash DIR`."""
+    from antechamber.model.digest import model_hash
+
+    print(model_hash(Path(args.directory)))
+    return 0
+
+
+def pack(args: argparse.Namespace) -> int:
+    """`antechamber pack DIR OUT`: prints MODEL_HASH."""
+    from antechamber.model import pack as packing
+
+    source, golden = Path(args.directory), _golden(args)
+    key = packing.new_key(Path(args.new_key)) if args.new_key else packing.read_key(Path(args.key))
+    print(
+        packing.pack(
+            source,
+            Path(args.package),
+            key,
+            segment_size=args.segment_size or packing.SEGMENT_SIZE,
+            version=args.version,
+            key_id=args.key_id,
+            golden=golden,
+            progress=_bar,
+        )
+    )
+    return 0
+
+
+def _golden(args: argparse.Namespace) -> "Golden":  # type: ignore[name-defined]  # noqa: F821
+    from antechamber.model.manifest import Golden
+
+    if args.golden:
+        return Golden.parse(read(args.golden))
+    from antechamber.engine.builtin import golden
+
+    text = golden(Path(args.directory), args.golden_prompt, args.max_tokens)
+    accept = [{"engine": "builtin", "precision": "float32", "text": text}]
+    return Golden.parse(json.dumps({"prompt": args.golden_prompt, "max_tokens": args.max_tokens, "accept": accept}).encode())
+
+
+def _bar(done: int, total: int) -> None:
+    if sys.stderr.isatty() or done == total:
+        share = done / total if total else 1.0
+        end = "\n" if done == total else ""
+        print(f"\r[{'#' * int(share * 40):<40}] {share:4.0%}  {done:,} of {total:,} bytes", end=end, file=sys.stderr)
+
+
+def broker_init(args: argparse.Namespace) -> int:
+    """`antechamber broker init DIR`."""
+    from antechamber.broker import admin
+
+    admin.init(Path(args.directory), tuple(args.name) or ("localhost", "127.0.0.1"))
+    print(f"{args.directory}: keys, certificates, and policy.yaml, which denies everything until you write it")
+    return 0
+
+
+def broker_serve(args: argparse.Namespace) -> int:
+    """`antechamber broker serve DIR`."""
+    from antechamber.broker import admin
+
+    return admin.serve(Path(args.directory), args.listen)
+
+
+def broker_put(args: argparse.Namespace) -> int:
+    """`antechamber broker put DIR RESOURCE FILE`."""
+    from antechamber.broker import admin
+
+    admin.upload(args.url, Path(args.directory), args.resource, read(args.file))
+    return 0
+
+
+def collateral_fetch(args: argparse.Namespace) -> int:
+    """`antechamber collateral fetch`: JSON to stdout."""
+    try:
+        import dcap_qvl
+    except ImportError as e:
+        raise ConfigError("install.dcap-qvl", "dcap-qvl is not installed", hint="install antechamber[broker]") from e
+    from antechamber.evidence.tdx import Quote
+
+    quote = Quote.parse(read(args.quote))
+    try:
+        collateral = asyncio.run(dcap_qvl.get_collateral(args.url, quote.raw))
+    except (ValueError, RuntimeError, OSError) as e:
+        raise HardwareUnavailable("collateral.fetch", str(e)[:300], hint="see that the PCCS answers") from e
+    print(collateral.to_json())
+    return 0
+
+
+def collateral_show(args: argparse.Namespace) -> int:
+    """`antechamber collateral show FILE`."""
+    from antechamber.evidence.collateral import TdxCollateral
+
+    collateral = TdxCollateral.parse(read(args.file))
+    facts = {
+        "fmspc": collateral.fmspc,
+        "tcb_evaluation_data_number": collateral.tcb_evaluation_data_number,
+        "issue_date": collateral.issue_date,
+        "next_update": collateral.next_update,
+    }
+    print(json.dumps(facts) if args.json else os.linesep.join(f"{k:<27} {v}" for k, v in facts.items()))
+    return 0

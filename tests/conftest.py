@@ -1,0 +1,61 @@
+"""Marks to skips: a test that needs what this machine lacks says so; CI refuses a skip it could have avoided."""
+
+import functools
+import importlib.util
+import os
+
+import pytest
+
+
+@functools.cache
+def _capabilities():
+    from antechamber.simulator.namespace import capabilities
+
+    return capabilities()
+
+
+def _lacks(mark: str) -> str:
+    if mark == "root":
+        return "" if os.geteuid() == 0 else "needs root"
+    if mark in ("fuse", "userns", "cc"):
+        return "" if getattr(_capabilities(), mark) else _capabilities().reasons[mark]
+    if mark == "torch":
+        found = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
+        return "" if found else "needs torch and transformers"
+    if mark in ("tdx", "gpu"):
+        return "" if os.path.exists({"tdx": "/dev/tdx_guest", "gpu": "/dev/nvidiactl"}[mark]) else f"needs {mark} hardware"
+    return ""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--allow-skips",
+        metavar="MARKS",
+        help="comma-separated marks whose tests may be skipped; any other skip is a failure (CI)",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers():
+            if mark.name in ("root", "fuse", "userns", "cc", "torch", "tdx", "gpu") and (reason := _lacks(mark.name)):
+                item.add_marker(pytest.mark.skip(reason=f"[{mark.name}] {reason}"))
+
+
+_unexpected: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _unexpected.append(f"{report.nodeid}: {report.longrepr[2] if isinstance(report.longrepr, tuple) else ''}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    allowed = session.config.getoption("--allow-skips")
+    if allowed is None:
+        return
+    words = [f"[{mark}]" for mark in allowed.split(",") if mark]
+    refused = [line for line in _unexpected if not any(word in line for word in words)]
+    if refused:
+        print("\nskipped, but this run requires them:\n" + "\n".join(refused))
+        session.exitstatus = 1
