@@ -1,0 +1,108 @@
+"""Connections in: counted before their handshake, bounded in time, and never written about."""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestHandler
+
+from antechamber import log
+
+Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+HANDSHAKE_S = 10.0
+CLOSE_S = 5.0  # for the peer to take what is left and say goodbye
+IDLE_S = 30.0  # between requests, and for the whole head of one
+LINGER_S = 5.0  # for a refused client to read why
+DRAIN_S = 10.0
+_PAUSE_S = 0.1  # out of descriptors: let some close
+_MAX_LINE = 2048  # bytes
+_MAX_FIELD = 8190  # bytes
+_MAX_FIELDS = 64
+
+
+class Door:
+    """Accepts no more connections at once than agreed; the rest wait in the kernel's queue."""
+
+    def __init__(self, answer: Answer, limit: int) -> None:
+        self._slots = asyncio.Semaphore(limit)
+        self._server = _Server(
+            answer,
+            handler_cancellation=True,  # a client who leaves stops the engine's work
+            access_log=None,
+            logger=_faults(),
+            auto_decompress=False,
+            keepalive_timeout=IDLE_S,
+            lingering_time=LINGER_S,
+            max_line_size=_MAX_LINE,
+            max_field_size=_MAX_FIELD,
+            max_headers=_MAX_FIELDS,
+        )
+        self._server.left = self._slots.release
+        self._arriving: set[asyncio.Task[None]] = set()
+
+    async def accept(self, listener: socket.socket, context: ssl.SSLContext) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._slots.acquire()
+            try:
+                link, _ = await loop.sock_accept(listener)
+            except OSError:
+                self._slots.release()
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            arriving = loop.create_task(self._shake_hands(link, context))
+            self._arriving.add(arriving)
+            arriving.add_done_callback(self._arriving.discard)
+
+    async def _shake_hands(self, link: socket.socket, context: ssl.SSLContext) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._server, link, ssl=context, ssl_handshake_timeout=HANDSHAKE_S, ssl_shutdown_timeout=CLOSE_S
+            )
+        except OSError:  # ssl.SSLError is one; the server has not seen this connection and will not see it leave
+            link.close()
+            self._slots.release()
+
+    async def close(self) -> None:
+        """Idle connections at once, the others within DRAIN_S."""
+        for arriving in self._arriving:
+            arriving.cancel()
+        self._server.pre_shutdown()
+        await self._server.shutdown(DRAIN_S)
+
+
+class _Server(web.Server):
+    """aiohttp's server, telling when a connection has left."""
+
+    left: Callable[[], None]
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        self.left()
+
+
+class _Faults(logging.Handler):
+    """Keeps of an exception its type alone: its text may quote a request."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = record.exc_info[0] if record.exc_info else None
+        if kind is not None and not issubclass(kind, HttpProcessingError):  # anyone can send garbage: not worth a line
+            log.event("gateway.fault", level=logging.WARNING, error=kind.__name__)
+
+
+def _faults() -> logging.Logger:
+    logger = logging.Logger("antechamber.gateway.http", logging.WARNING)
+    logger.addHandler(_Faults())
+    return logger
+
+
+def fault(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The event loop's exception handler, under the same rule."""
+    log.event("gateway.fault", level=logging.WARNING, error=type(context.get("exception")).__name__)
