@@ -67,7 +67,9 @@ def certify(broker: KeyBroker, keys: Identity, names: tuple[str, ...]) -> bytes:
     try:
         leaf = x509.load_pem_x509_certificates(chain)[0].public_key()
     except ValueError as e:
-        raise BrokerDenied("broker.certificate", "the answer is no PEM chain", hint="read the broker's audit log") from e
+        raise BrokerDenied(
+            "broker.certificate", "the answer is no PEM chain", hint="read the broker's audit log"
+        ) from e
     same = isinstance(leaf, ec.EllipticCurvePublicKey) and keys.tls_spki == leaf.public_bytes(
         Encoding.DER, PublicFormat.SubjectPublicKeyInfo
     )

@@ -71,10 +71,11 @@ class Identity:
 def identity(new_tee_key: Callable[[], TeeKey]) -> Identity:
     """TEE key (for the broker's JWE), TLS key, receipt key."""
     tls, receipt = ec.generate_private_key(ec.SECP256R1()), ed25519.Ed25519PrivateKey.generate()
-    form = {"encoding": Encoding.DER, "format": PublicFormat.SubjectPublicKeyInfo}
-    return Identity(
-        new_tee_key(), tls, receipt, tls.public_key().public_bytes(**form), receipt.public_key().public_bytes(**form)
-    )
+    return Identity(new_tee_key(), tls, receipt, _spki(tls.public_key()), _spki(receipt.public_key()))
+
+
+def _spki(key: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,9 @@ def prove(source: GpuSource, count: int, nonce: bytes, anchors: Anchors, now: in
     devices = source.collect(nonce)
     claims = verify_devices(devices, nonce=nonce, anchors=anchors, now=now)
     if len(claims) != count:
-        raise AppraisalRefused("gpu.count", f"evidence of {len(claims)} GPUs, {count} configured", hint="attach them all")
+        raise AppraisalRefused(
+            "gpu.count", f"evidence of {len(claims)} GPUs, {count} configured", hint="attach them all"
+        )
     return GpuVerdict(claims, additional_evidence(devices))
 
 
@@ -70,10 +72,13 @@ class RuntimeLog:
         """Log, extend, compare. Raises HardwareUnavailable `rtmr.*`."""
         event = AaelEvent(eventlog.DOMAIN, operation, content)
         self._append(event.encode())
-        self._measurements.extend_rtmr3(event.digest)
-        self._register = hashlib.sha384(self._register + event.digest).digest()
+        digest = event.digest()
+        self._measurements.extend_rtmr3(digest)
+        self._register = hashlib.sha384(self._register + digest).digest()
         if self._measurements.read("rtmr3") != self._register:
-            raise HardwareUnavailable("rtmr.race", "RTMR3 is not what the log says", hint="nothing else may extend RTMR3")
+            raise HardwareUnavailable(
+                "rtmr.race", "RTMR3 is not what the log says", hint="nothing else may extend RTMR3"
+            )
 
     def _append(self, record: bytes) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

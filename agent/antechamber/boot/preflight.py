@@ -35,7 +35,7 @@ class Platform:
 
 @log.stage("preflight")
 def preflight(settings: Settings, hw: Hardware) -> Platform:
-    """One report of everything that is wrong. Raises PlatformUnfit with the first code and every fault in its detail."""
+    """One report of everything that is wrong. Raises PlatformUnfit: the first fault's code, every fault's detail."""
     cfg, facts = settings.config, hw.host.facts()
     faults = [
         *kernel_faults(facts, cfg.guest),
@@ -101,13 +101,17 @@ def inventory_faults(pci: tuple[PciDevice, ...], count: int) -> Iterator[Fault]:
     if foreign:
         yield Fault("gpu.foreign", f"GPU of vendor {foreign[0].vendor:#06x} at {foreign[0].address}", "detach it")
     if len(displays) - len(foreign) != count:
-        yield Fault("gpu.inventory", f"{len(displays) - len(foreign)} NVIDIA GPUs on PCI, {count} configured", "attach them")
+        yield Fault(
+            "gpu.inventory", f"{len(displays) - len(foreign)} NVIDIA GPUs on PCI, {count} configured", "attach them"
+        )
 
 
 def driver_faults(facts: HostFacts) -> Iterator[Fault]:
     if not facts.persistenced:
         yield Fault(
-            "gpu.persistenced", "nvidia-persistenced does not hold the GPUs", "start it before the agent (Requires=, After=)"
+            "gpu.persistenced",
+            "nvidia-persistenced does not hold the GPUs",
+            "start it before the agent (Requires=, After=)",
         )
     if facts.registry_dwords.strip().strip('"') not in _PPCIE_DWORDS:
         yield Fault("gpu.registry", f"RegistryDwords {facts.registry_dwords!r}", "load the driver without them")
@@ -127,7 +131,9 @@ def gpu_faults(gpus: GpuSource, count: int) -> tuple[GpuMode, list[Fault]]:
     if mode.multi_gpu == "protected-pcie" and count != 8:
         faults.append(Fault("gpu.multi", f"{count} GPUs in protected PCIe", "protected PCIe takes eight"))
     if gpus.ready():
-        faults.append(Fault("gpu.ready", "the GPUs are ready before their verdict", "do not set the ready state at boot"))
+        faults.append(
+            Fault("gpu.ready", "the GPUs are ready before their verdict", "do not set the ready state at boot")
+        )
     return mode, faults
 
 

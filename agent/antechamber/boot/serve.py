@@ -29,7 +29,7 @@ _TICK_S = 0.2
 _PARTS_S = 120  # how long systemd may take to start the parts that we hand over to
 
 
-class Stopped(Exception):  # noqa: N818  # no error: somebody asked us to stop
+class Stopped(Exception):  # no error: somebody asked us to stop
     """SIGTERM or SIGINT."""
 
 
@@ -156,7 +156,12 @@ def admit(guest: Serving) -> None:
     socket = Path(guest.booted.launch.socket)
     probe.await_ready(socket, lambda: guest.engine is None or guest.engine.alive, cfg.engine.start_timeout_s)
     text = probe.golden_text(socket, cfg.model.name, golden.prompt, golden.max_tokens)
-    probe.require_golden(golden.accepted(cfg.engine.kind, cfg.engine.precision), text)
+    if not golden.accepts(cfg.engine.kind, cfg.engine.precision, text):
+        raise EngineFailed(
+            "engine.golden",
+            f"{cfg.engine.kind} ({cfg.engine.precision}) answers the golden prompt otherwise than sealed",
+            hint="wrong weights, engine or precision: pack with a continuation that this engine gives",
+        )
     guest.booted.attestor.reattest()
     guest.server.handover.admitted.set()
 
@@ -204,6 +209,8 @@ def _reattest_for_ever(guest: Serving, failures: "queue.Queue[AgentError]") -> N
         age = attestor.age_s()
         if age is None or age > cfg.grace_s:
             failures.put(
-                AppraisalRefused("watch.grace", f"no good verdict for {age} s", hint="bring the broker back within grace_s")
+                AppraisalRefused(
+                    "watch.grace", f"no good verdict for {age} s", hint="bring the broker back within grace_s"
+                )
             )
             return

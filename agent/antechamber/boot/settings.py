@@ -33,8 +33,9 @@ def settle(path: str, measurements: MeasurementSource) -> Settings:
     mr_config_id = measurements.read("mrconfigid")
     text = None
     if cfg.init_data is not None:
-        given = initdata.require_bound(_read(cfg.init_data.file), mr_config_id)
-        cfg, text = merge(cfg, given), given.text
+        raw_init_data = _read(cfg.init_data.file)
+        cfg = merge(cfg, initdata.require_bound(raw_init_data, mr_config_id))
+        text = raw_init_data.decode()  # parsed as TOML above, so it is UTF-8
     anchors = cfg.trust.anchors()
     if not anchors.vendors:
         log.event("anchor.simulated", level=30, anchors=str(anchors), meaning="evidence proves nothing about hardware")

@@ -8,9 +8,13 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from antechamber.config import BrokerConfig
 from antechamber.ports import KeyBroker
+
+if TYPE_CHECKING:
+    from antechamber.boot.pipeline import Adapters
 
 
 def report_data(text: str) -> bytes:
@@ -34,17 +38,18 @@ def run(args: argparse.Namespace) -> int:
     return serve_children(args.config, _adapters(args))
 
 
-def _adapters(args: argparse.Namespace) -> "Adapters":  # type: ignore[name-defined]  # noqa: F821
+def _adapters(args: argparse.Namespace) -> "Adapters":
     from antechamber.boot.pipeline import Adapters
-    from antechamber.broker.jwe import EcTeeKey
+    from antechamber.broker.jwe import TeeKey
 
-    return Adapters(args.hardware(), _broker, EcTeeKey.generate)
+    return Adapters(args.hardware(), _broker, TeeKey.generate)
 
 
 def _broker(config: BrokerConfig) -> KeyBroker:
     from antechamber.broker.kbs import Kbs
+    from antechamber.broker.transport import Transport
 
-    return Kbs.connect(config)
+    return Kbs(Transport(config.url, config.ca, config.timeout_s))
 
 
 def exec_engine(args: argparse.Namespace) -> int:

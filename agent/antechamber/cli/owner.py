@@ -1,4 +1,4 @@
-"""Commands of the model owner: hash, pack, broker, collateral. None of them is in a production image."""
+"""Commands of the model owner: hash, pack, reference, broker, collateral. No production image has what they import."""
 
 import argparse
 import asyncio
@@ -6,41 +6,46 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from antechamber.cli.relying import read
 from antechamber.errors import ConfigError, HardwareUnavailable
 
+if TYPE_CHECKING:
+    from antechamber.model.manifest import Golden
+
 
 def hash_model(args: argparse.Namespace) -> int:
     """`antechamber hash DIR`."""
-    from antechamber.model.digest import model_hash
+    from antechamber.model.digest import hash_tree
 
-    print(model_hash(Path(args.directory)))
+    print(hash_tree(Path(args.directory), _bar).model_hash)
     return 0
 
 
 def pack(args: argparse.Namespace) -> int:
     """`antechamber pack DIR OUT`: prints MODEL_HASH."""
     from antechamber.model import pack as packing
+    from antechamber.model.manifest import DEFAULT_SEGMENT
 
-    source, golden = Path(args.directory), _golden(args)
-    key = packing.new_key(Path(args.new_key)) if args.new_key else packing.read_key(Path(args.key))
+    golden = _golden(args)
+    key = packing.new_key_file(Path(args.new_key)) if args.new_key else packing.read_key_file(Path(args.key))
     print(
         packing.pack(
-            source,
+            Path(args.directory),
             Path(args.package),
             key,
-            segment_size=args.segment_size or packing.SEGMENT_SIZE,
-            version=args.version,
-            key_id=args.key_id,
             golden=golden,
+            key_id=args.key_id,
+            version=args.version,
+            segment_size=args.segment_size or DEFAULT_SEGMENT,
             progress=_bar,
         )
     )
     return 0
 
 
-def _golden(args: argparse.Namespace) -> "Golden":  # type: ignore[name-defined]  # noqa: F821
+def _golden(args: argparse.Namespace) -> "Golden":
     from antechamber.model.manifest import Golden
 
     if args.golden:
@@ -49,7 +54,8 @@ def _golden(args: argparse.Namespace) -> "Golden":  # type: ignore[name-defined]
 
     text = golden(Path(args.directory), args.golden_prompt, args.max_tokens)
     accept = [{"engine": "builtin", "precision": "float32", "text": text}]
-    return Golden.parse(json.dumps({"prompt": args.golden_prompt, "max_tokens": args.max_tokens, "accept": accept}).encode())
+    sealed = {"prompt": args.golden_prompt, "max_tokens": args.max_tokens, "accept": accept}
+    return Golden.parse(json.dumps(sealed))
 
 
 def _bar(done: int, total: int) -> None:
@@ -57,6 +63,26 @@ def _bar(done: int, total: int) -> None:
         share = done / total if total else 1.0
         end = "\n" if done == total else ""
         print(f"\r[{'#' * int(share * 40):<40}] {share:4.0%}  {done:,} of {total:,} bytes", end=end, file=sys.stderr)
+
+
+def reference(args: argparse.Namespace) -> int:
+    """`antechamber reference`: the `events:` of a policy for a guest with this configuration."""
+    from antechamber import config
+    from antechamber.boot.launch import planned
+    from antechamber.evidence.bundle import sha384
+
+    cfg, raw = config.load(args.config)
+    if cfg.init_data is not None:
+        raise ConfigError("cli.init-data", "init-data changes what is measured", hint="give the merged configuration")
+    contents = {
+        "config": [config.measured(raw)],
+        "init-data": [sha384(bytes(48))],
+        "engine": [planned(cfg)[1]],
+        "model": [cfg.model.hash],
+        "gpu": "unpinned",
+    }
+    print(json.dumps({"events": contents}, indent=None if args.json else 2))
+    return 0
 
 
 def broker_init(args: argparse.Namespace) -> int:

@@ -20,7 +20,9 @@ def build_parser() -> argparse.ArgumentParser:
         "77 refused, 78 configuration. Each refusal has a code that the README lists.",
     )
     parser.add_argument("--version", action="version", version=f"antechamber {__version__}")
-    parser.add_argument("--log", choices=("text", "json", "journal"), default="text", help="records on stderr (default: text)")
+    parser.add_argument(
+        "--log", choices=("text", "json", "journal"), default="text", help="records on stderr (default: text)"
+    )
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _guest(sub)
     _relying(sub)
@@ -120,11 +122,22 @@ def _owner(sub: "_Sub[argparse.ArgumentParser]") -> None:
     golden = pack.add_mutually_exclusive_group(required=True)
     golden.add_argument("--golden", metavar="FILE", help="JSON: prompt, max_tokens, accepted continuations by engine")
     golden.add_argument("--golden-prompt", metavar="TEXT", help="compute the continuation with the built-in engine")
-    pack.add_argument("--max-tokens", type=int, default=16, metavar="N", help="of the computed continuation (default: 16)")
+    pack.add_argument(
+        "--max-tokens", type=int, default=16, metavar="N", help="of the computed continuation (default: 16)"
+    )
     pack.add_argument("--segment-size", type=int, default=0, metavar="BYTES", help="default: see docs/model-format.md")
     pack.add_argument("--version", type=int, default=1, metavar="N", help="of this package (default: 1)")
     pack.add_argument("--key-id", default="1", metavar="ID", help="names the key in the package (default: 1)")
     pack.set_defaults(run=owner.pack)
+    reference = _command(
+        sub,
+        "reference",
+        "print the event contents that a policy pins for a configuration (JSON, which is YAML)",
+        "antechamber reference --config antechamber.yaml",
+    )
+    reference.add_argument("--config", default=CONFIG, metavar="FILE", help=f"default: {CONFIG}")
+    reference.add_argument("--json", action="store_true", help="on one line")
+    reference.set_defaults(run=owner.reference)
     _broker(sub)
     _collateral(sub)
 
@@ -140,16 +153,27 @@ def _broker(sub: "_Sub[argparse.ArgumentParser]") -> None:
         antechamber broker put ./broker default/model-key/llama model.key --url https://kbs.example.org:8443""",
     )
     verbs = broker.add_subparsers(title="verbs", metavar="VERB", required=True)
-    init = _command(verbs, "init", "make keys, certificates and a policy that denies everything", "antechamber broker init ./broker")
+    init = _command(
+        verbs, "init", "make keys, certificates and a policy that denies everything", "antechamber broker init ./broker"
+    )
     init.add_argument("directory", metavar="DIR")
-    init.add_argument("--name", action="append", default=[], metavar="NAME", help="DNS name or address (default: localhost, 127.0.0.1)")
+    init.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="DNS name or address (default: localhost, 127.0.0.1)",
+    )
     init.set_defaults(run=owner.broker_init)
     serve = _command(verbs, "serve", "serve until stopped", "antechamber broker serve ./broker --listen 127.0.0.1:8443")
     serve.add_argument("directory", metavar="DIR")
     serve.add_argument("--listen", default="127.0.0.1:8443", metavar="ADDRESS:PORT", help="default: 127.0.0.1:8443")
     serve.set_defaults(run=owner.broker_serve)
     put = _command(
-        verbs, "put", "upload a resource with the admin key", "antechamber broker put ./broker default/model-key/llama model.key"
+        verbs,
+        "put",
+        "upload a resource with the admin key",
+        "antechamber broker put ./broker default/model-key/llama model.key",
     )
     put.add_argument("directory", metavar="DIR", help="where init put admin.key and the CA")
     put.add_argument("resource", metavar="REPOSITORY/TYPE/TAG")
@@ -169,7 +193,10 @@ def _collateral(sub: "_Sub[argparse.ArgumentParser]") -> None:
     )
     verbs = collateral.add_subparsers(title="verbs", metavar="VERB", required=True)
     fetch = _command(
-        verbs, "fetch", "from a PCCS or Intel's PCS", "antechamber collateral fetch --url https://pccs.example.org --quote quote.bin"
+        verbs,
+        "fetch",
+        "from a PCCS or Intel's PCS",
+        "antechamber collateral fetch --url https://pccs.example.org --quote quote.bin",
     )
     fetch.add_argument("--url", required=True, metavar="URL", help="PCCS or PCS; none is the default")
     fetch.add_argument("--quote", required=True, metavar="FILE", help="a quote of the platform")
@@ -182,7 +209,10 @@ def _collateral(sub: "_Sub[argparse.ArgumentParser]") -> None:
 
 def _completion(sub: "_Sub[argparse.ArgumentParser]", parser: argparse.ArgumentParser) -> None:
     completion = _command(
-        sub, "completion", "print a completion script for a shell", "antechamber completion bash > /etc/bash_completion.d/antechamber"
+        sub,
+        "completion",
+        "print a completion script for a shell",
+        "antechamber completion bash > /etc/bash_completion.d/antechamber",
     )
     completion.add_argument("shell", choices=("bash", "zsh"))
     completion.set_defaults(run=relying.completion, parser=parser)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from antechamber import strict
 from antechamber.errors import AppraisalRefused, MalformedEvidence
-from antechamber.evidence import ear, eventlog
+from antechamber.evidence import ear
 from antechamber.evidence.appraise import AttestationResult, Claim, appraise, event_content, malformed, verify
 from antechamber.evidence.collateral import Collateral, open_collateral
 from antechamber.evidence.composite import CompositeEvidence, canonical, decode
@@ -101,7 +101,8 @@ def compose(
 
 
 _KEYS = {
-    "format", "transcript", "tdx", "additional_evidence", "collateral", "attestation_result", "tls_spki", "receipt_spki",
+    "format", "transcript", "tdx", "additional_evidence", "collateral", "attestation_result",
+    "tls_spki", "receipt_spki",
 }  # fmt: skip
 
 
@@ -205,9 +206,3 @@ def _result(bundle: Bundle, policy: Policy, at: int) -> list[Claim]:
     seen = f"{claims.status}, for {claims.tls or 'no TLS key'}"
     return [Claim("attestation result", "held" if held else "failed", seen, "affirming, for this TLS key",
                   "" if held else "appraisal.ear")]  # fmt: skip
-
-
-__all__ = [
-    "Bundle", "Transcript", "compose", "eventlog", "gpu_nonce", "parse_bundle", "report_data", "sha384",
-    "transcript_text", "verify_bundle",
-]  # fmt: skip
