@@ -1,0 +1,63 @@
+"""The audit trail: one record for every decision, on the disk before its answer leaves."""
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from antechamber.broker.store import Database
+
+Decision = Literal["attested", "released", "certified", "leased", "stored", "deleted", "refused"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One decision. Digests and names only: no secret, token or cookie."""
+
+    time: int  # seconds since the epoch
+    session: str  # first 32 hex digits of the SHA-256 of the session id, or ""
+    peer: str  # address of the other end of the connection
+    resource: str  # path, or what was asked for
+    decision: Decision
+    code: str = ""
+    detail: str = ""
+    evidence: str = ""  # JSON: digests of what was appraised
+    policy: str = ""  # sha256:<hex> of the rules file
+
+
+_COLUMNS = [f.name for f in fields(Record)]
+
+
+class Audit:
+    """Append-only: the database refuses to change or delete a record."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, record: Record) -> None:
+        """Returns once the record is on the disk. Raises sqlite3.Error, and then nothing may be released."""
+        marks = ", ".join("?" for _ in _COLUMNS)
+        values = [_clean(getattr(record, name)) for name in _COLUMNS]
+        with self._database.write() as db:
+            db.execute(f"INSERT INTO audit ({', '.join(_COLUMNS)}) VALUES ({marks})", values)  # noqa: S608  # own names
+
+    def records(self, limit: int = 1000) -> tuple[Record, ...]:
+        """The newest, oldest first."""
+        query = f"SELECT {', '.join(_COLUMNS)} FROM audit ORDER BY id DESC LIMIT ?"  # noqa: S608  # own names
+        with self._database.read() as db:
+            rows = db.execute(query, (limit,)).fetchall()
+        return tuple(Record(**dict(zip(_COLUMNS, row, strict=True))) for row in reversed(rows))
+
+
+def _clean(value: str | int) -> str | int:
+    return value if isinstance(value, int) else value.encode("utf-8", "replace").decode()[:2000]
+
+
+def session_digest(session_id: str) -> str:
+    return hashlib.sha256(session_id.encode()).hexdigest()[:32]
+
+
+def evidence_digests(quote: bytes, event_log: bytes | None, additional: str) -> str:
+    """JSON with the SHA-256 of each part of the Evidence."""
+    parts = {"quote": quote, "event_log": event_log or b"", "additional": additional.encode()}
+    return json.dumps({name: hashlib.sha256(part).hexdigest() for name, part in parts.items()})

@@ -1,0 +1,166 @@
+"""The broker's rules: which resource goes to which guest, in which phase of its life. What no rule names is denied."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from antechamber import log, strict
+from antechamber.broker.messages import parse_path
+from antechamber.errors import AgentError, AppraisalRefused, BrokerDenied, ConfigError, MalformedEvidence
+from antechamber.evidence.appraise import VerifiedEvidence, appraise
+from antechamber.evidence.policy import AnchorsPolicy, Policy
+
+R = TypeVar("R")
+_NAME = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?\Z")
+
+
+def _refuse(key: str, detail: str) -> ConfigError:
+    return ConfigError("rules.value", f"{key}: {detail}", hint="see the README's reference for the broker's rules")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceRule:
+    """`phase: boot` releases only until the guest has measured `released`, and ends the session; `any` also after."""
+
+    policy: str
+    phase: Literal["boot", "any"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateRule:
+    """Who gets a certificate for the TLS key it measured, and for which names (DNS names, addresses)."""
+
+    policy: str
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.names or not all(map(_NAME.match, self.names)):
+            raise _refuse("certificates.names", "list DNS names or addresses")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRule:
+    """Who may go on serving."""
+
+    policy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """The whole rules file. An empty mapping, or a missing rule, denies."""
+
+    version: Literal[1]
+    anchors: AnchorsPolicy
+    policies: Mapping[str, Policy]
+    resources: Mapping[str, ResourceRule]
+    certificates: CertificateRule | None = None
+    lease: LeaseRule | None = None
+
+    def __post_init__(self) -> None:
+        for name, policy in self.policies.items():
+            if policy.anchors.anchors() != self.anchors.anchors():
+                raise _refuse(f"policies.{name}.anchors", "not the anchors that the broker verifies against")
+        for path in self.resources:
+            try:
+                parse_path(path)
+            except MalformedEvidence as e:
+                raise _refuse("resources", e.detail) from e
+        rules = [*self.resources.values(), self.certificates, self.lease]
+        for rule in rules:
+            if rule is not None and rule.policy not in self.policies:
+                raise _refuse("policy", f"{rule.policy!r} is not in policies")
+
+    def holding(self, verified: VerifiedEvidence) -> str | None:
+        """Name of the first policy that the Evidence meets, in the phase that it shows."""
+        for name, policy in self.policies.items():
+            if appraise(verified, policy, phase=verified.phase).ok:
+                return name
+        return None
+
+    def closest(self, verified: VerifiedEvidence) -> str:
+        """Code and detail of the first claim that failed, of the first policy: for a log."""
+        for policy in self.policies.values():
+            try:
+                appraise(verified, policy, phase=verified.phase).require()
+            except AppraisalRefused as e:
+                return f"{e.code}: {e.detail}"
+        return "no policy"
+
+    def require_resource(self, path: str, verified: VerifiedEvidence) -> ResourceRule:
+        """The rule under which `path` may be released. Raises BrokerDenied `rules.*`, AppraisalRefused."""
+        rule = self._named(self.resources.get(path), path)
+        if rule.phase == "boot" and verified.phase != "boot":
+            raise BrokerDenied("rules.phase", f"{path} is released only at boot", hint="boot the guest again")
+        self._appraise(rule.policy, verified)
+        return rule
+
+    def require_certificate(self, verified: VerifiedEvidence) -> CertificateRule:
+        """Raises BrokerDenied `rules.none`, AppraisalRefused."""
+        rule = self._named(self.certificates, "certificates")
+        self._appraise(rule.policy, verified)
+        return rule
+
+    def require_lease(self, verified: VerifiedEvidence) -> None:
+        """Raises BrokerDenied `rules.*`, AppraisalRefused."""
+        rule = self._named(self.lease, "lease")
+        if verified.phase != "released":
+            raise BrokerDenied("rules.phase", "a lease is for a guest that measured `released`", hint="finish the boot")
+        self._appraise(rule.policy, verified)
+
+    @staticmethod
+    def _named(rule: R | None, what: str) -> R:
+        if rule is None:
+            raise BrokerDenied("rules.none", f"no rule names {what}", hint="add a rule at the broker")
+        return rule
+
+    def _appraise(self, name: str, verified: VerifiedEvidence) -> None:
+        appraise(verified, self.policies[name], phase=verified.phase).require()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRules:
+    """Rules, and the digest of their exact text for the audit."""
+
+    rules: Rules
+    digest: str  # sha256:<hex>
+
+
+def load_rules(text: bytes) -> LoadedRules:
+    """From YAML. Raises ConfigError `rules.*`, `policy.*`."""
+    rules = strict.load_yaml(text, Rules, error=ConfigError, family="rules")
+    return LoadedRules(rules, "sha256:" + hashlib.sha256(text).hexdigest())
+
+
+class RulesFile:
+    """The rules as the file has them now. While it is missing, empty or wrong, everything is refused."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._seen: tuple[int, int, int] | None = None
+        self._loaded: LoadedRules | ConfigError = ConfigError("rules.file", f"{path} was not read", hint="start again")
+
+    def current(self) -> LoadedRules:
+        """Raises ConfigError `rules.*`, `policy.*`."""
+        try:
+            stat = self._path.stat()
+            seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if seen != self._seen:
+                self._loaded, self._seen = self._load(), seen
+        except OSError as e:
+            self._seen = None
+            raise ConfigError("rules.file", f"{self._path}: {e.strerror}", hint="give the rules file") from e
+        if isinstance(self._loaded, ConfigError):
+            raise self._loaded
+        return self._loaded
+
+    def _load(self) -> LoadedRules | ConfigError:
+        try:
+            loaded = load_rules(self._path.read_bytes())
+        except AgentError as e:
+            log.failure(e)
+            return e if isinstance(e, ConfigError) else ConfigError(e.code, e.detail, hint=e.hint)
+        log.event("rules.loaded", digest=loaded.digest, anchors=str(loaded.rules.anchors.anchors()))
+        return loaded
