@@ -62,6 +62,8 @@ _REASONS = (
     ("Fmspc mismatch", "collateral.fmspc"),
     ("non-TDX TCB info", "collateral.kind"),
     ("QE Identity id/version", "collateral.kind"),
+    ("Failed to decode TcbInfo", "collateral.kind"),
+    ("Failed to decode QeIdentity", "collateral.kind"),
     ("certificate chain", "quote.chain"),
     ("Certificate chain", "quote.chain"),
 )
