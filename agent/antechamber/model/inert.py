@@ -9,7 +9,7 @@ MAX_CONFIG = 16 << 20  # bytes of one *config.json
 
 # What Python, PyTorch or the dynamic loader would execute when an engine loads it. Sources: CVE-2025-32444,
 # CVE-2026-22807 (auto_map ran despite trust_remote_code=False).
-_CODE = (
+CODE_SUFFIXES = (
     *(".py", ".pyc", ".pyo", ".pyw", ".pyd", ".so"),
     *(".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"),
 )
@@ -18,7 +18,7 @@ _HINT = "convert the weights to safetensors, and drop custom code"
 
 def refuse_code(path: str) -> None:
     """Refuse a name that an engine would load as code. Raises ModelCorrupt `model.code`."""
-    if path.lower().endswith(_CODE):
+    if path.lower().endswith(CODE_SUFFIXES):
         raise ModelCorrupt("model.code", f"{path!r} can carry code", hint=_HINT)
 
 

@@ -108,11 +108,7 @@ class Golden:
 
     def accepts(self, engine: str, precision: str, text: str) -> bool:
         """Whether this engine at this precision may answer `text`; False also for one that was never sealed."""
-        return text in self.accepted(engine, precision)
-
-    def accepted(self, engine: str, precision: str) -> tuple[str, ...]:
-        """The texts this engine at this precision may answer; none for one that was never sealed."""
-        return tuple(a.text for a in self.accept if (a.engine, a.precision) == (engine, precision))
+        return Accept(engine, precision, text) in self.accept
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,8 +140,6 @@ def test_golden_accepts_only_what_was_sealed_for_this_engine_and_precision() -> 
     assert not golden.accepts("builtin", "float32", "4 ")
     assert not golden.accepts("builtin", "bfloat16", "4")
     assert not golden.accepts("vllm", "float32", "4")
-    assert golden.accepted("builtin", "float32") == ("4",)
-    assert golden.accepted("vllm", "float32") == ()
 
 
 json_values = st.recursive(
