@@ -12,6 +12,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from antechamber import log
+from antechamber.gateway.answers import RequestRefused, refusal
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -35,7 +36,6 @@ class Door:
             answer,
             handler_cancellation=True,  # a client who leaves stops the engine's work
             access_log=None,
-            logger=_faults(),
             auto_decompress=False,
             keepalive_timeout=IDLE_S,
             lingering_time=LINGER_S,
@@ -83,26 +83,43 @@ class _Server(web.Server):
 
     left: Callable[[], None]
 
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
         self.left()
 
 
-class _Faults(logging.Handler):
-    """Keeps of an exception its type alone: its text may quote a request."""
+class _Connection(RequestHandler):
+    """aiohttp's connection, which tells neither peer nor log what an unreadable request said."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        kind = record.exc_info[0] if record.exc_info else None
-        if kind is not None and not issubclass(kind, HttpProcessingError):  # anyone can send garbage: not worth a line
-            log.event("gateway.fault", level=logging.WARNING, error=kind.__name__)
+    __slots__ = ()
 
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun: it can only break off")
+        if isinstance(exc, HttpProcessingError):  # anyone can send garbage: not worth a line
+            unread = RequestRefused("request.malformed", "the request cannot be read", hint="correct its framing", status=400)
+            return refusal(unread, {})
+        self.log_exception(exc_info=exc)
+        return refusal(RequestRefused("gateway.fault", "not served", hint="try again", status=status), {})
 
-def _faults() -> logging.Logger:
-    logger = logging.Logger("antechamber.gateway.http", logging.WARNING)
-    logger.addHandler(_Faults())
-    return logger
+    def log_exception(self, *_: object, exc_info: object = None, **__: object) -> None:
+        _record(exc_info)
 
 
 def fault(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """The event loop's exception handler, under the same rule."""
-    log.event("gateway.fault", level=logging.WARNING, error=type(context.get("exception")).__name__)
+    """The event loop's exception handler."""
+    _record(context.get("exception"))
+
+
+def _record(error: object) -> None:
+    """Of an exception, its type alone: its text may quote a request."""
+    log.event("gateway.fault", level=logging.WARNING, error=type(error).__name__)

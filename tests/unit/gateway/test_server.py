@@ -14,7 +14,14 @@ from aiohttp import web
 from unit.gateway.world import CHAT, QUOTE, FakeAgent, certificate, code, offered, running
 
 from antechamber.errors import ConfigError
-from antechamber.gateway import server
+from antechamber.gateway import attestation, door, server
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rules on a shorter clock."""
+    monkeypatch.setattr(attestation, "CACHE_S", 0.05)
+    monkeypatch.setattr(door, "LINGER_S", 0.2)
 
 
 def test_gateway_passes_a_completion_both_ways_when_all_is_well() -> None:
@@ -155,7 +162,7 @@ def test_gateway_waits_with_100_continue_until_the_request_may_pass() -> None:
             link.sendall(b"{}")
             assert b"HTTP/1.1 200 " in link.recv(1 << 16)
         world.agent.good = False
-        time.sleep(1.1)
+        time.sleep(0.1)
         assert b"100 Continue" not in world.raw(head + b"\r\n")
 
 
@@ -194,7 +201,7 @@ def test_gateway_serves_nobody_when_the_agent_is_gone() -> None:
     with running() as world:
         assert world.chat()[0] == 200
         world.agent.silent = True
-        time.sleep(1.1)
+        time.sleep(0.1)
         status, headers, body = world.chat()
         assert world.ask("GET", "/health")[0] == 200
     assert (status, code(body)) == (503, "attestation.unavailable")
