@@ -14,14 +14,13 @@ from antechamber.errors import AgentError
 T = TypeVar("T")
 
 MAX_TEXT = 1 << 20  # bytes: no configuration or policy comes near it
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Duplicate(ValueError):
     pass
 
 
-class _UniqueLoader(_Loader):  # type: ignore[misc,valid-type]  # CSafeLoader is chosen at import
+class _UniqueLoader(yaml.SafeLoader):  # in Python: libyaml composes aliases where no hook sees them
     """SafeLoader that refuses duplicate keys, aliases (expansion bombs) and merge keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

@@ -7,7 +7,7 @@ from antechamber import log
 from antechamber.config import Config
 from antechamber.engine import catalog, process
 from antechamber.engine.catalog import Launch
-from antechamber.errors import HardwareUnavailable
+from antechamber.errors import ConfigError, HardwareUnavailable
 from antechamber.model.store import Model
 from antechamber.ports import GpuSource
 
@@ -38,7 +38,13 @@ def set_ready(gpus: GpuSource, model: Model) -> None:
 
 @log.stage("launch")
 def launch_engine(launch: Launch, user: str) -> process.EngineProcess:
-    """Start the engine as our child, for `antechamber run`. Raises EngineFailed."""
+    """Start the engine as our child, for `antechamber run`. Raises EngineFailed, ConfigError `engine.transport`."""
+    if launch.transport != "unix":
+        raise ConfigError(
+            "engine.transport",
+            f"{launch.kind} answers on loopback only",
+            hint="use the units: their relay gives it a socket",
+        )
     started = process.start(launch, user=user)
     log.event("engine.exec", pid=started.pid)
     return started

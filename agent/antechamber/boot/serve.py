@@ -156,12 +156,8 @@ def admit(guest: Serving) -> None:
     socket = Path(guest.booted.launch.socket)
     probe.await_ready(socket, lambda: guest.engine is None or guest.engine.alive, cfg.engine.start_timeout_s)
     text = probe.golden_text(socket, cfg.model.name, golden.prompt, golden.max_tokens)
-    if not golden.accepts(cfg.engine.kind, cfg.engine.precision, text):
-        raise EngineFailed(
-            "engine.golden",
-            f"{cfg.engine.kind} ({cfg.engine.precision}) answers the golden prompt otherwise than sealed",
-            hint="wrong weights, engine or precision: pack with a continuation that this engine gives",
-        )
+    sealed = [a.text for a in golden.accept if (a.engine, a.precision) == (cfg.engine.kind, cfg.engine.precision)]
+    probe.require_golden(sealed, text)
     guest.booted.attestor.reattest()
     guest.server.handover.admitted.set()
 
@@ -189,8 +185,8 @@ def watch(guest: Serving) -> None:
             raise failures.get(timeout=_TICK_S)
         except queue.Empty:
             pass
-        if guest.engine is not None and not guest.engine.alive:
-            raise EngineFailed("engine.died", f"the engine ended with {guest.engine.exit_status}", hint="read its log")
+        if guest.engine is not None:
+            guest.engine.require_alive()
         if guest.gateway is not None and not guest.gateway.alive:
             raise EngineFailed("gateway.died", "the gateway ended", hint="read its last log lines")
 

@@ -167,7 +167,7 @@ def _broker(sub: "_Sub[argparse.ArgumentParser]") -> None:
     init.set_defaults(run=owner.broker_init)
     serve = _command(verbs, "serve", "serve until stopped", "antechamber broker serve ./broker --listen 127.0.0.1:8443")
     serve.add_argument("directory", metavar="DIR")
-    serve.add_argument("--listen", default="127.0.0.1:8443", metavar="ADDRESS:PORT", help="default: 127.0.0.1:8443")
+    serve.add_argument("--listen", metavar="ADDRESS:PORT", help="default: as broker.yaml says")
     serve.set_defaults(run=owner.broker_serve)
     put = _command(
         verbs,
@@ -178,7 +178,7 @@ def _broker(sub: "_Sub[argparse.ArgumentParser]") -> None:
     put.add_argument("directory", metavar="DIR", help="where init put admin.key and the CA")
     put.add_argument("resource", metavar="REPOSITORY/TYPE/TAG")
     put.add_argument("file", metavar="FILE")
-    put.add_argument("--url", default="https://127.0.0.1:8443", metavar="URL", help="default: https://127.0.0.1:8443")
+    put.add_argument("--url", default="https://127.0.0.1:8080", metavar="URL", help="default: https://127.0.0.1:8080")
     put.set_defaults(run=owner.broker_put)
 
 

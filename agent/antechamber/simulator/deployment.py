@@ -3,7 +3,6 @@
 Everything is done with the commands that a user has; only the machine under the guest is simulated.
 """
 
-import base64
 import json
 import os
 import secrets
@@ -121,7 +120,7 @@ class Deployment:
     def write_config(self, model_hash: str) -> None:
         """antechamber.yaml for the guest, and the two policies that pin it."""
         anchors = self._anchors()
-        signer = base64.b64encode(raw_public_key(self.broker_dir / "collateral-signer.pub.pem")).decode()
+        signer = (self.broker_dir / "collateral-signer.b64").read_text().strip()
         config = {
             "version": 1,
             "runtime_dir": str(self.runtime_dir),
@@ -315,10 +314,3 @@ def events(log: Path) -> list[dict[str, Any]]:
 
 def last_refusal(log: Path) -> dict[str, Any]:
     return next((e for e in reversed(events(log)) if e.get("event") == "refused"), {})
-
-
-def raw_public_key(path: Path) -> bytes:
-    """The 32 bytes of an Ed25519 public key in PEM."""
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
-
-    return load_pem_public_key(path.read_bytes()).public_bytes(Encoding.Raw, PublicFormat.Raw)
