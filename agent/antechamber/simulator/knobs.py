@@ -35,7 +35,7 @@ class Knobs:
     cmdline: str = CMDLINE.format(roothash="5a" * 32)
     swap: str = ""  # a device
     core_pattern: str = "|/bin/false"
-    ptrace_scope: int = 2
+    ptrace_scope: int = 2  # negative: a kernel without Yama
     kexec_disabled: bool = True
     credential: str = ""  # name of a system credential that the host passed in
     image_variant: str = "simulated"

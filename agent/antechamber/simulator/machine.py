@@ -40,7 +40,7 @@ class Machine:
     """Pure state; callable from several threads. The kernel's and RM's rules, plus the knobs for attacks."""
 
     def __init__(self, intel: IntelPki, gpu_pki: NvidiaPki, knobs: Knobs | None = None) -> None:
-        self.intel, self.knobs = intel, knobs or Knobs()
+        self.intel, self.nvidia, self.knobs = intel, gpu_pki, knobs or Knobs()
         chip = CHIPS[self.knobs.arch]
         pki = gpu_pki if gpu_pki.chip is chip else gpu_pki.of(chip)
         self.gpus: tuple[SimGpuIdentity, ...] = tuple(pki.device(i) for i in range(self.knobs.gpus))
@@ -179,7 +179,7 @@ class Machine:
             cmdline=k.cmdline,
             swap=(k.swap,) if k.swap else (),
             core_pattern=k.core_pattern,
-            ptrace_scope=k.ptrace_scope,
+            ptrace_scope=None if k.ptrace_scope < 0 else k.ptrace_scope,
             kexec_disabled=k.kexec_disabled,
             credentials=(k.credential,) if k.credential else (),
             pci=tuple(
