@@ -142,7 +142,7 @@ class Deployment:
             },
             "watch": {"interval_s": self.interval_s, "grace_s": max(600, self.interval_s)},
         }
-        self.config.write_text(yaml.safe_dump(config, sort_keys=False))
+        self.config.write_text(dump(config))
         policy = self._policy(anchors, signer)
         rules = {
             "version": 1,
@@ -152,9 +152,9 @@ class Deployment:
             "certificates": {"policy": "demo", "names": list(NAMES)},
             "lease": {"policy": "demo"},
         }
-        (self.broker_dir / "policy.yaml").write_text(yaml.safe_dump(rules, sort_keys=False))
+        (self.broker_dir / "policy.yaml").write_text(dump(rules))
         result = {"attestation_result": {"ca": (self.broker_dir / "token-ca.pem").read_text()}}
-        self.client_policy.write_text(yaml.safe_dump(policy | result, sort_keys=False))
+        self.client_policy.write_text(dump(policy | result))
 
     def _anchors(self) -> dict[str, str]:
         material = self.root / "material"
@@ -283,6 +283,24 @@ def scratch() -> Path:
     path = base / f"antechamber-{secrets.token_hex(6)}"
     path.mkdir(mode=0o700)
     return path
+
+
+class _Plain(yaml.SafeDumper):
+    """Aliases are refused by our loader: an expansion bomb needs them."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Plain.add_representer(str, _Plain.represent_text)
+
+
+def dump(document: dict[str, Any]) -> str:
+    """YAML without aliases, PEM texts as blocks."""
+    return yaml.dump(document, Dumper=_Plain, sort_keys=False)
 
 
 def free_port() -> int:
