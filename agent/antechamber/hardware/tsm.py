@@ -100,7 +100,7 @@ class ConfigfsTsm:
         """Quote 64 bytes of REPORTDATA, as the kernel delivers it (padding included).
 
         Raises HardwareUnavailable `tsm.absent`, `tsm.provider`, `tsm.busy`, `tsm.timeout`, `tsm.io`, `tsm.race`,
-        `tsm.empty`, `tsm.quote`, `tsm.report-data`.
+        `tsm.empty`, `tsm.quote`, `tsm.report-data`, `tsm.worker`.
         """
         if len(report_data) != 64:
             raise HardwareUnavailable("tsm.report-data", f"{len(report_data)} bytes, not 64", hint="pad with zeros")

@@ -13,14 +13,14 @@ from antechamber.errors import HardwareUnavailable
 
 _GRACE_S = 1.0  # for a killed child to go
 _CHUNK = 1 << 16  # bytes: what a pipe holds
-_DIED = ("worker.died", "the worker ended without an answer", "look at the kernel's log: it may be out of memory")
+_DIED = ("tsm.worker", "the worker ended without an answer", "look at the kernel's log: it may be out of memory")
 
 
 def within(deadline_s: float, late: HardwareUnavailable, work: Callable[[], bytes]) -> bytes:
     """What `work` returns or refuses; at the deadline SIGKILL, and `late` is raised.
 
     `work` runs after fork: system calls only, no locks, no logging, no threads. What it changes stays in the child.
-    Raises HardwareUnavailable: its own, `late`, `worker.died`.
+    Raises HardwareUnavailable: its own, `late`, `tsm.worker`.
     """
     out, into = os.pipe()
     pid = os.fork()
