@@ -25,7 +25,7 @@ from antechamber.broker.kbs import deny
 from antechamber.broker.messages import PREFIX, parse_path
 from antechamber.broker.rules import RulesFile
 from antechamber.broker.sessions import Sessions
-from antechamber.broker.settings import FILE, AdminSettings, BrokerSettings, load_settings, read_file, read_private
+from antechamber.broker.settings import FILE, BrokerSettings, load_settings, read_file, read_private
 from antechamber.broker.store import Database, Store, load_master_key
 from antechamber.broker.transport import Transport
 from antechamber.errors import ConfigError, MalformedEvidence
@@ -35,14 +35,14 @@ _SETTINGS = """\
 version: 1
 listen: 127.0.0.1:8080
 tls: {certificate: server.pem, key: server.key}
-policy: rules.yaml
+policy: policy.yaml
 collateral: collateral
-collateral_key: collateral.key
+collateral_key: collateral-signer.key
 master_key: master.key
 database: broker.sqlite
 tokens: {certificate: token.pem, key: token.key, ca: token-ca.pem}
 guests: {certificate: guest-ca.pem, key: guest-ca.key}
-admin: {public_key: admin.pub}
+admin: {public_key: admin.pub.pem}
 """
 _RULES = """\
 # What goes to whom. What no rule names is denied, so this file denies everything.
@@ -56,29 +56,28 @@ resources: {}
 # lease: {policy: production}
 """
 _SERVER_DAYS = 365
+ADMIN_KEY, BROKER_CA = "admin.key", "broker-ca.pem"
 
 
-def init(directory: str, names: Sequence[str]) -> None:
+def init(directory: Path, names: Sequence[str]) -> None:
     """Make a broker that denies everything: keys, authorities, certificates, configuration.
 
     `names`: DNS names and addresses of the broker's own certificate. Raises ConfigError `broker.exists`, `broker.file`.
     """
-    root = Path(directory)
-    if not names:
-        raise ConfigError("broker.value", "no name for the broker", hint="give the names that guests reach it by")
+    parts = _parts(names, int(time.time()))
     try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if any(root.iterdir()):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(directory.iterdir()):
             raise ConfigError("broker.exists", f"{directory} is not empty", hint="give a new directory")
-        (root / "collateral").mkdir()
-        for name, content in _parts(names, int(time.time())).items():
-            _write(root / name, content)
+        (directory / "collateral").mkdir()
+        for name, content in parts.items():
+            _write(directory / name, content)
     except OSError as e:
         raise ConfigError("broker.file", f"{directory}: {e.strerror}", hint="give a directory you may write") from e
 
 
 def _parts(names: Sequence[str], now: int) -> dict[str, bytes]:
-    """File name to content. The broker's CA has no key on the disk: it signs once."""
+    """File name to content. `broker-ca.key` only renews the server's certificate: keep it elsewhere."""
     broker, guests, tokens = (
         Authority.create(f"Antechamber {what} CA", now=now) for what in ("broker", "guest", "token")
     )
@@ -88,9 +87,10 @@ def _parts(names: Sequence[str], now: int) -> dict[str, bytes]:
     admin, collateral = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
     return {
         "master.key": urandom(32),
-        "admin.key": _ed25519_pem(admin),
-        "admin.pub": admin.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
-        "ca.pem": broker.pem()[0],
+        ADMIN_KEY: _ed25519_pem(admin),
+        "admin.pub.pem": _public_pem(admin),
+        BROKER_CA: broker.pem()[0],
+        "broker-ca.key": broker.pem()[1],
         "server.pem": server,
         "server.key": server_key,
         "guest-ca.pem": guests.pem()[0],
@@ -98,16 +98,31 @@ def _parts(names: Sequence[str], now: int) -> dict[str, bytes]:
         "token-ca.pem": tokens.pem()[0],
         "token.pem": signing.public_bytes(Encoding.PEM),
         "token.key": key_pem(signer),
-        "collateral.key": _ed25519_pem(collateral),
-        "collateral.pub": _base64(collateral),
+        "collateral-signer.key": _ed25519_pem(collateral),
+        "collateral-signer.pub.pem": _public_pem(collateral),
+        "collateral-signer.b64": _base64(collateral),
         FILE: _SETTINGS.encode(),
-        "rules.yaml": _RULES.encode(),
+        "policy.yaml": _RULES.encode(),
     }
+
+
+def renew(directory: Path, names: Sequence[str]) -> None:
+    """A new server certificate and key under the same CA: guests go on. Raises ConfigError `broker.*`."""
+    authority = Authority.load(read_file(directory, BROKER_CA), read_private(directory, "broker-ca.key"))
+    certificate, key = authority.serve(names, now=int(time.time()), days=_SERVER_DAYS)
+    settings = load_settings(directory)
+    for name, content in ((settings.tls.certificate, certificate), (settings.tls.key, key)):
+        (directory / name).unlink(missing_ok=True)
+        _write(directory / name, content)
 
 
 def _base64(key: Ed25519PrivateKey) -> bytes:
     """The public key as `trust.collateral_signer` and policies write it."""
     return base64.b64encode(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)) + b"\n"
+
+
+def _public_pem(key: Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _ed25519_pem(key: Ed25519PrivateKey) -> bytes:
@@ -121,16 +136,15 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def load_broker(directory: str) -> tuple[Broker, BrokerSettings]:
+def load_broker(directory: Path) -> tuple[Broker, BrokerSettings]:
     """A broker from its directory. Raises ConfigError `broker.*`, and as RulesFile does for unusable rules, later."""
     settings = load_settings(directory)
-    root = Path(directory)
-    database = Database(str(root / settings.database))
+    database = Database(str(directory / settings.database))
     public = load_ed25519_public(read_file(directory, settings.admin.public_key))
     tokens = settings.tokens
     broker = Broker(
-        rules=RulesFile(str(root / settings.policy)),
-        store=Store(database, load_master_key(str(root / settings.master_key))),
+        rules=RulesFile(str(directory / settings.policy)),
+        store=Store(database, load_master_key(str(directory / settings.master_key))),
         audit=Audit(database),
         sessions=Sessions(settings.session_minutes * 60),
         tokens=_signer(directory, settings),
@@ -139,14 +153,14 @@ def load_broker(directory: str) -> tuple[Broker, BrokerSettings]:
             read_file(directory, settings.guests.certificate), read_private(directory, settings.guests.key)
         ),
         collateral=CollateralFiles(
-            str(root / settings.collateral), load_ed25519(read_private(directory, settings.collateral_key))
+            str(directory / settings.collateral), load_ed25519(read_private(directory, settings.collateral_key))
         ),
         admins=AdminVerifier(public, settings.admin),
     )
     return broker, settings
 
 
-def _signer(directory: str, settings: BrokerSettings) -> TokenSigner:
+def _signer(directory: Path, settings: BrokerSettings) -> TokenSigner:
     chain = []
     for name in (settings.tokens.certificate, settings.tokens.ca):
         try:
@@ -157,8 +171,8 @@ def _signer(directory: str, settings: BrokerSettings) -> TokenSigner:
     return TokenSigner(load_ec_key(read_private(directory, settings.tokens.key)), chain)
 
 
-def serve(directory: str, listen: str | None = None, ready_fd: int | None = None) -> None:
-    """Run until SIGTERM or SIGINT. When it listens, its URL and a newline go to `ready_fd`, which is then closed.
+def serve(directory: Path, listen: str | None = None, ready_fd: int | None = None) -> int:
+    """Run until SIGTERM or SIGINT; 0. When it listens, its URL and a newline go to `ready_fd`, which is then closed.
 
     Raises ConfigError `broker.*`.
     """
@@ -169,14 +183,14 @@ def serve(directory: str, listen: str | None = None, ready_fd: int | None = None
         raise ConfigError(
             "broker.listen", e.strerror or str(e), hint="a free address, and this broker's own TLS key"
         ) from e
+    return 0
 
 
-async def _serve(broker: Broker, settings: BrokerSettings, directory: str, listen: str, ready_fd: int | None) -> None:
+async def _serve(broker: Broker, settings: BrokerSettings, directory: Path, listen: str, ready_fd: int | None) -> None:
     from antechamber.broker import server  # noqa: PLC0415  # aiohttp: not for `init` and `upload`
 
-    root = Path(directory)
     read_private(directory, settings.tls.key)
-    context = server.tls_context(str(root / settings.tls.certificate), str(root / settings.tls.key))
+    context = server.tls_context(str(directory / settings.tls.certificate), str(directory / settings.tls.key))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -189,15 +203,17 @@ async def _serve(broker: Broker, settings: BrokerSettings, directory: str, liste
     await runner.cleanup()
 
 
-def upload(url: str, ca: str, admin_key_path: str, resource: str, data: bytes, timeout_s: float = 10) -> None:
-    """Put a resource into a broker. Raises ConfigError, BrokerUnreachable, BrokerDenied `broker.denied`."""
+def upload(url: str, directory: Path, resource: str, data: bytes, timeout_s: float = 10) -> None:
+    """Put a resource into a broker, with the admin key and the CA that `init` left in `directory`.
+
+    Raises ConfigError, BrokerUnreachable, BrokerDenied `broker.denied`.
+    """
     try:
         path = parse_path(resource)
     except MalformedEvidence as e:
         raise ConfigError("config.value", e.detail, hint="kbs:///repository/type/tag") from e
-    key = Path(admin_key_path)
-    token = build_admin_token(load_ed25519(read_private(str(key.parent), key.name)), AdminSettings(public_key=""))
-    transport = Transport(url, ca, timeout_s)
+    token = build_admin_token(load_ed25519(read_private(directory, ADMIN_KEY)), load_settings(directory).admin)
+    transport = Transport(url, str(directory / BROKER_CA), timeout_s)
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/octet-stream"}
     answer = transport.exchange("POST", f"{PREFIX}/resource/{path}", body=data, headers=headers, limit=64 << 10)
     transport.close()

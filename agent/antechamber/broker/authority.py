@@ -2,6 +2,7 @@
 
 import datetime as dt
 import ipaddress
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from antechamber.evidence.bundle import sha384
 MAX_CSR = 16 << 10  # bytes
 GUEST_DAYS = 7
 _BACKDATE = dt.timedelta(minutes=5)  # clocks differ
+_NAME = re.compile(r"[A-Za-z0-9:]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?\Z")
 _USAGES = (
     "digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
     "key_cert_sign", "crl_sign", "encipher_only", "decipher_only",
@@ -77,7 +79,9 @@ class Authority:
         return builder.sign(self.key, SHA256())
 
     def serve(self, names: Sequence[str], *, now: int, days: int) -> tuple[bytes, bytes]:
-        """A server's certificate chain and fresh key, both PEM."""
+        """A server's certificate chain and fresh key, both PEM. Raises ConfigError `broker.names`."""
+        if not names or not all(map(_NAME.match, names)):
+            raise ConfigError("broker.names", f"names are {names!r}", hint="give DNS names and addresses of the broker")
         key = ec.generate_private_key(ec.SECP256R1())
         usage = [ExtendedKeyUsageOID.SERVER_AUTH]
         leaf = self.issue(key.public_key(), names[0], names=names, usage=usage, now=now, days=days)

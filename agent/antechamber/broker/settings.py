@@ -72,12 +72,12 @@ def parse_listen(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def load_settings(directory: str) -> BrokerSettings:
+def load_settings(directory: Path) -> BrokerSettings:
     """From `<directory>/broker.yaml`. Raises ConfigError `broker.*`."""
     return strict.load_yaml(read_file(directory, FILE), BrokerSettings, error=ConfigError, family="broker")
 
 
-def read_file(directory: str, name: str) -> bytes:
+def read_file(directory: Path, name: str) -> bytes:
     """Raises ConfigError `broker.file`."""
     path = Path(directory, name)
     try:
@@ -86,7 +86,7 @@ def read_file(directory: str, name: str) -> bytes:
         raise ConfigError("broker.file", f"{path}: {e.strerror}", hint="make it with `antechamber broker init`") from e
 
 
-def read_private(directory: str, name: str) -> bytes:
+def read_private(directory: Path, name: str) -> bytes:
     """A key file that only its owner reads. Raises ConfigError `broker.file`, `broker.mode`."""
     raw = read_file(directory, name)
     mode = Path(directory, name).stat().st_mode & 0o777

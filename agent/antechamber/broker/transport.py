@@ -106,21 +106,31 @@ class Transport:
                 allow_redirects=False,
                 stream=True,
             )
-            return _answer(response, limit, end)
+            answer = _answer(response, limit, end)
         except (requests.RequestException, HTTPError, OSError) as e:
             raise self._translate(e) from e
+        except BrokerUnreachable as e:
+            self.close()  # the rest of that answer is not read as the next one
+            raise (self._late() if self._watchdog.fired else e) from e.__cause__
         finally:
             timer.cancel()
+        if self._watchdog.fired:  # http.client takes a connection's end for the end of the headers
+            self.close()
+            raise self._late()
+        return answer
 
     def close(self) -> None:
         if self._session is not None:
             self._session.close()
             self._session = None
 
+    def _late(self) -> BrokerUnreachable:
+        return _unreachable("broker.unreachable", f"no whole answer within {2 * self._timeout_s:g} s")
+
     def _translate(self, error: Exception) -> BrokerUnreachable:
         self.close()  # whatever state the connection is in, it is not used again
         if self._watchdog.fired:
-            return _unreachable("broker.unreachable", f"no whole answer within {2 * self._timeout_s:g} s")
+            return self._late()
         causes = list(_causes(error))
         for cause in causes:
             if isinstance(cause, ssl.SSLCertVerificationError):
@@ -154,14 +164,16 @@ def _causes(error: BaseException) -> list[BaseException]:
 def _answer(response: "requests.Response", limit: int, end: float) -> Answer:
     if encoding := response.headers.get("Content-Encoding"):
         raise _unreachable("broker.protocol", f"Content-Encoding {encoding[:32]!r} was not asked for")
+    if not (
+        "Content-Length" in response.headers or "Transfer-Encoding" in response.headers
+    ):  # where it ends would be anyone's guess
+        raise _unreachable("broker.protocol", "an answer without Content-Length or Transfer-Encoding")
     body = bytearray()
     for chunk in response.raw.stream(_CHUNK, decode_content=False):
         body += chunk
         if len(body) > limit:
-            response.close()
             raise _unreachable("broker.size", f"an answer of over {limit} bytes")
         if time.monotonic() > end:
-            response.close()
             raise _unreachable("broker.unreachable", "the answer takes too long")
     response.raw.release_conn()
     headers = {name.lower(): value for name, value in response.headers.items()}
