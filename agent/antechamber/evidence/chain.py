@@ -22,6 +22,9 @@ from antechamber.evidence.anchors import INTEL_ROOT_KEY_ID, Anchors
 from antechamber.evidence.collateral import TdxCollateral
 from antechamber.evidence.tdx import Quote
 
+# All that pyca raises for a certificate that it cannot read: TypeError for a BIT STRING in a name, for one.
+CERTIFICATE_ERRORS = (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm)
+
 _ROOT = frozenset({"Intel SGX Root CA"})
 _PCK_CA = frozenset({"Intel SGX PCK Platform CA", "Intel SGX PCK Processor CA"})
 _PCK = frozenset({"Intel SGX PCK Certificate"})
@@ -37,7 +40,8 @@ _REASONS = (
     ("Reserved bits in TD attributes", "tdx.attributes"),
     ("SEPT_VE_DISABLE is not enabled", "tdx.sept-ve"),
     ("TDX module identity check", "tdx.seam"),
-    ("Revoked", "quote.revoked"),
+    ("CertRevoked", "quote.revoked"),
+    ("TCB status is invalid: Revoked", "quote.revoked"),
     ("UnknownRevocationStatus", "collateral.revocation"),
     ("TDX module TCB level check", "quote.tcb-level"),
     ("No matching TCB level found", "quote.tcb-level"),
@@ -59,6 +63,7 @@ _REASONS = (
     ("qe_identity in quote_collateral", "collateral.signature"),
     ("InvalidCrlSignature", "collateral.signature"),
     ("root CA CRL", "collateral.signature"),
+    ("PCK CRL", "collateral.kind"),
     ("Fmspc mismatch", "collateral.fmspc"),
     ("non-TDX TCB info", "collateral.kind"),
     ("QE Identity id/version", "collateral.kind"),
@@ -186,7 +191,7 @@ def _verify_roles(
         chain = x509.load_pem_x509_certificates(pem)
         names = [_common_name(certificate) for certificate in chain]
         seen = _key_id(chain[-1])
-    except (ValueError, UnsupportedAlgorithm) as e:
+    except CERTIFICATE_ERRORS as e:
         raise refuse("chain", _line(e)) from e
     if len(chain) != len(roles) or any(name not in role for name, role in zip(names, roles, strict=True)):
         raise refuse(
@@ -197,7 +202,7 @@ def _verify_roles(
     for certificate, issuer in zip(chain, [*chain[1:], chain[-1]], strict=True):
         try:
             certificate.verify_directly_issued_by(issuer)
-        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as e:
+        except (*CERTIFICATE_ERRORS, InvalidSignature) as e:
             raise refuse("chain", f"{_common_name(certificate)} is not issued by the next certificate") from e
 
 

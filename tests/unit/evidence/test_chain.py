@@ -1,12 +1,15 @@
 """Quotes of the simulated Intel: what verifies, what the verdict says, and each reason to refuse."""
 
 import json
+import ssl
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from antechamber.errors import AgentError, ConfigError, MalformedEvidence
 from antechamber.evidence.anchors import NVIDIA_ROOT_SPKI, Anchors
@@ -131,6 +134,36 @@ QUOTES: dict[str, tuple[str, Callable[[], bytes]]] = {
 def test_quote_is_refused_when_it_does_not_verify(case: str) -> None:
     code, raw = QUOTES[case]
     assert code_of(lambda: verify(raw())) == code
+
+
+@given(st.integers(0, len(QUOTE) - 1), st.integers(1, 255))
+def test_quote_is_refused_with_any_changed_byte(at: int, flip: int) -> None:
+    code_of(lambda: verify(QUOTE[:at] + bytes([QUOTE[at] ^ flip]) + QUOTE[at + 1 :]))
+
+
+@given(st.sampled_from(sorted(set(HEALTHY) - {"pck_crl_issuer_chain"})), st.data())
+def test_quote_is_refused_with_any_changed_character_of_collateral(key: str, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(HEALTHY[key]) - 1))
+    character = data.draw(st.characters(codec="ascii"))
+    changed = HEALTHY[key][:at] + character + HEALTHY[key][at + 1 :]
+    if changed.lower() != HEALTHY[key].lower():  # hex may be of either case
+        code_of(lambda: verify(collateral=HEALTHY | {key: changed}))
+
+
+@pytest.mark.parametrize(
+    ("read", "changed"),
+    [
+        # pyca raises InvalidVersion and TypeError for these, and neither is a ValueError.
+        (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x09"),
+        (b"\x55\x04\x03\x0c", b"\x55\x04\x03\x03"),
+    ],
+    ids=["version 10", "BIT STRING name"],
+)
+def test_quote_is_refused_when_a_certificate_cannot_be_read(read: bytes, changed: bytes) -> None:
+    root = ssl.PEM_cert_to_DER_cert(PKI.root_pem)
+    strange = ssl.DER_cert_to_PEM_cert(root.replace(read, changed, 1))
+    collateral = HEALTHY | {"tcb_info_issuer_chain": HEALTHY["tcb_info_issuer_chain"].replace(PKI.root_pem, strange)}
+    assert code_of(lambda: verify(collateral=collateral)) == "collateral.chain"
 
 
 COLLATERALS: dict[str, tuple[str, Callable[[], dict[str, str]]]] = {

@@ -4,6 +4,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -46,7 +47,7 @@ def test_quote_parses_to_its_fields_when_version_4() -> None:
     assert quote.body.report_data == bytes(range(64))
     assert quote.body.mr_td == b"\x11" * 48
     assert quote.body.rtmr == (b"\1" * 48, b"\2" * 48, b"\3" * 48, bytes(48))
-    assert quote.body.tee_tcb_svn2 is quote.body.mr_servicetd is quote.body.extension is None
+    assert (quote.body.tee_tcb_svn2, quote.body.mr_servicetd, quote.body.extension) == (None, None, None)
     assert quote.pck_chain.count(b"BEGIN CERTIFICATE") == 3
     assert [len(x) for x in (quote.signature, quote.attestation_key, quote.qe_report, quote.qe_signature)] == [
         64,
@@ -155,7 +156,7 @@ def test_production_td_is_accepted_when_its_xfam_was_seen_on_real_hardware(xfam:
 
 
 OTHER_BITS = (1, 2, 3, 7, 8, 15, 16, 18, 26, 31, 32, 61, 62)  # reserved, or of no use here
-UNFIT: dict[str, tuple[str, dict[str, bytes]]] = {
+UNFIT: dict[str, tuple[str, dict[str, Any]]] = {
     "debug": ("tdx.debug", {"td_attributes": bits(0)}),
     **{f"profiling {n}": ("tdx.profiling", {"td_attributes": bits(n)}) for n in (4, 5, 6)},
     "migratable": ("tdx.migratable", {"td_attributes": bits(29)}),
