@@ -155,13 +155,13 @@ def test_quote_is_refused_with_any_changed_character_of_collateral(key: str, dat
     [
         # pyca raises InvalidVersion and TypeError for these, and neither is a ValueError.
         (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x09"),
-        (b"\x55\x04\x03\x0c", b"\x55\x04\x03\x03"),
+        (b"\x55\x04\x03\x0c\x11I", b"\x55\x04\x03\x03\x11\0"),
     ],
     ids=["version 10", "BIT STRING name"],
 )
 def test_quote_is_refused_when_a_certificate_cannot_be_read(read: bytes, changed: bytes) -> None:
     root = ssl.PEM_cert_to_DER_cert(PKI.root_pem)
-    strange = ssl.DER_cert_to_PEM_cert(root.replace(read, changed, 1))
+    strange = ssl.DER_cert_to_PEM_cert(root.replace(read, changed))
     collateral = HEALTHY | {"tcb_info_issuer_chain": HEALTHY["tcb_info_issuer_chain"].replace(PKI.root_pem, strange)}
     assert code_of(lambda: verify(collateral=collateral)) == "collateral.chain"
 
