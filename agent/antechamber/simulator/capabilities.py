@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,11 @@ class Capabilities:
     reasons: dict[str, str]
 
 
-def capabilities(libraries: Path) -> Capabilities:
+def capabilities(libraries: Path | None = None) -> Capabilities:
     """Try everything once. Leaves the compiled NVML stub in `libraries` where there is a compiler."""
+    if libraries is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            return capabilities(Path(scratch))
     reasons = {
         name: reason
         for name, reason in (

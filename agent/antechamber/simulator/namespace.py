@@ -12,9 +12,12 @@ from typing import NoReturn
 from antechamber.errors import HardwareUnavailable
 from antechamber.ports import HostFacts
 from antechamber.simulator import linux, tsmfuse
+from antechamber.simulator.capabilities import Capabilities, capabilities
 from antechamber.simulator.facade import MEASUREMENTS, PERSISTENCED, REPORT, Facade, files
 from antechamber.simulator.protocol import Ask
 from antechamber.simulator.state import State
+
+__all__ = ["Capabilities", "capabilities", "entered"]
 
 _MOUNTED_S = 10.0  # how long a FUSE file system may take to appear
 _HINT = "give --stand-in all to run without namespaces"

@@ -66,10 +66,10 @@ def _found(state: State, stand_in: Collection[Piece]) -> Capabilities:
 
 @contextlib.contextmanager
 def _machine(state: State, ask: Ask, pieces: Pieces) -> Iterator[None]:
-    if not pieces.real("host"):  # and so neither of those that need its namespace
+    fuse = pieces.real("quotes") or pieces.real("measurements")
+    if not fuse and not pieces.real("host"):
         yield
         return
-    fuse = pieces.real("quotes") or pieces.real("measurements")
     with namespace.entered(state, ask, parse_facts(ask("facts")), fuse=fuse):
         yield
 
