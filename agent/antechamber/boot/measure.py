@@ -61,8 +61,9 @@ class RuntimeLog:
 
     def __init__(self, measurements: MeasurementSource, path: Path) -> None:
         """Raises HardwareUnavailable `rtmr.extended` where RTMR3 is not fresh."""
-        if measurements.read("rtmr3") != _ZERO or path.exists():
-            raise HardwareUnavailable("rtmr.extended", "RTMR3 or its log is not fresh", hint="reboot: a boot runs once")
+        if measurements.read("rtmr3") != _ZERO:
+            raise HardwareUnavailable("rtmr.extended", "RTMR3 is not fresh", hint="reboot: a boot runs once")
+        path.unlink(missing_ok=True)  # of an agent that ended before it extended anything
         self._measurements, self._path = measurements, path
         self._ccel = measurements.ccel()
         self._records = b""

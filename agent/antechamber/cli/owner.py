@@ -1,7 +1,6 @@
 """Commands of the model owner: hash, pack, reference, broker, collateral. No production image has what they import."""
 
 import argparse
-import asyncio
 import json
 import os
 import sys
@@ -115,6 +114,8 @@ def collateral_fetch(args: argparse.Namespace) -> int:
         import dcap_qvl
     except ImportError as e:
         raise ConfigError("install.dcap-qvl", "dcap-qvl is not installed", hint="install antechamber[broker]") from e
+    import asyncio
+
     from antechamber.evidence.tdx import Quote
 
     quote = Quote.parse(read(args.quote))
