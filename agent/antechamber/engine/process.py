@@ -11,7 +11,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from antechamber.errors import EngineFailed
 
 _UMASK = 0o007  # the socket is for the engine's user and group
 _TICK_S = 0.05
+_STDERR = 2
 _SYSTEM = "/usr/bin:/bin"
 
 
@@ -91,8 +91,8 @@ def start(launch: Launch, *, user: str = "") -> EngineProcess:
         child = subprocess.Popen(
             (*_dying_with_us(), *_resolved(launch)),
             stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno(),
-            stderr=sys.stderr.fileno(),
+            stdout=_STDERR,
+            stderr=_STDERR,
             env=dict(launch.env),
             cwd=launch.cwd,
             close_fds=True,

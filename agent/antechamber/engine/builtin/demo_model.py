@@ -38,7 +38,7 @@ _SPECIALS = ["<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
 _BOS, _EOS = 1, 2
 _HIDDEN, _INTERMEDIATE, _LAYERS, _HEADS, _KV_HEADS, _VOCABULARY = 256, 64, 2, 8, 2, 512
 _CONTEXT = 512  # tokens
-_MIX = 3.0  # how much more attention says than the feed-forward part: contexts must differ for answers to
+_MIX = 2.0  # how much more the layers say than the token itself: contexts must differ, and each matrix matter
 _RIDGE = 1e-2
 _CONFIDENCE = 32.0  # logit of the right token: other BLAS, precisions and a temperature of 1 answer the same
 _SYSTEM = "You are a helpful assistant."  # what many clients send first
@@ -120,7 +120,7 @@ def _random(arch: Architecture, random: np.random.Generator) -> dict[str, Half]:
             f"{at}.post_attention_layernorm.weight": ones,
             f"{at}.mlp.gate_proj.weight": matrix(arch.intermediate, arch.hidden),
             f"{at}.mlp.up_proj.weight": matrix(arch.intermediate, arch.hidden),
-            f"{at}.mlp.down_proj.weight": matrix(arch.hidden, arch.intermediate),
+            f"{at}.mlp.down_proj.weight": matrix(arch.hidden, arch.intermediate, _MIX),
         }
     return tensors | {"model.norm.weight": ones, "lm_head.weight": np.zeros((arch.vocabulary, arch.hidden), np.float16)}
 
