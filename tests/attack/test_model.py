@@ -92,7 +92,9 @@ def test_repeated_segment_is_refused(package: Path) -> None:
 @pytest.mark.parametrize("keep", [0, 1, 8192, 16384, 16384 + 2063])
 def test_truncated_data_is_refused(package: Path, keep: int) -> None:
     os.truncate(package / WEIGHTS, keep)
-    assert refused(package) == "model.truncated"
+    seen: list[int] = []
+    assert refused(package, progress=lambda done, total: seen.append(done)) == "model.truncated"
+    assert seen == [7, 7]  # the two files before it: not a segment of its own
 
 
 def test_data_that_shrinks_while_it_is_read_is_refused(package: Path) -> None:
@@ -209,10 +211,22 @@ def test_content_that_differs_from_its_listed_digest_is_refused(tmp_path: Path) 
     assert refused(evil.write(tmp_path / "p"), wanted=good.model_hash) == "model.hash"
 
 
-def test_manifest_that_claims_another_model_hash_is_refused(tmp_path: Path) -> None:
+def test_first_file_that_differs_from_its_listed_digest_ends_the_reading(tmp_path: Path) -> None:
+    evil, good = Package(files=[("a", b"trojan"), ("b", b"x")]), Package(files=[("a", b"honest"), ("b", b"x")])
+    evil.manifest = {"files": good.entries(), "model_hash": good.model_hash}
+    seen: list[int] = []
+    package = evil.write(tmp_path / "p")
+    assert refused(package, wanted=good.model_hash, progress=lambda done, total: seen.append(done)) == "model.hash"
+    assert seen == [6]
+
+
+def test_manifest_that_claims_another_model_hash_is_refused_before_any_file_is_read(tmp_path: Path) -> None:
     good = Package().model_hash
     evil = Package(files=[("a", b"trojan")], manifest={"model_hash": good})
-    assert refused(evil.write(tmp_path / "p"), wanted=good) == "model.hash"
+    seen: list[int] = []
+    package = evil.write(tmp_path / "p")
+    assert refused(package, wanted=good, progress=lambda done, total: seen.append(done)) == "model.hash"
+    assert not seen
 
 
 def test_files_in_another_order_are_the_same_model_and_only_that(tmp_path: Path) -> None:

@@ -134,6 +134,15 @@ def test_pack_refuses_what_unlock_would_refuse(source: Path, tmp_path: Path, pat
     assert not (tmp_path / "out").exists()
 
 
+def test_pack_refuses_names_before_it_reads(source: Path, tmp_path: Path) -> None:
+    (source / "zz.py").touch()
+    seen: list[int] = []
+    with pytest.raises(ModelCorrupt) as refused:
+        seal(source, tmp_path / "out", progress=lambda done, total: seen.append(done))
+    assert refused.value.code == "model.code"
+    assert not seen
+
+
 def test_pack_takes_a_vocabulary_that_has_the_word_auto_map(source: Path, tmp_path: Path) -> None:
     (source / "vocab.json").write_bytes(b'{"auto_map":7}')
     seal(source, tmp_path / "out")
