@@ -19,7 +19,8 @@ from antechamber.errors import AgentError, HardwareUnavailable, PlatformUnfit
 from antechamber.evidence.composite import decode
 
 MAX_ANSWER = 8 << 20  # bytes
-HANDOVER_S = 10.0
+CONNECT_S = 10.0
+HANDOVER_S = 7260.0  # the agent answers when the engine is admitted; if it dies first, the link ends
 ASK_S = 5.0
 BUNDLE_S = 60.0  # a quote may take seconds, and others may be first
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -82,9 +83,10 @@ def handover(path: str) -> Handover:
     """Take terms and key from the agent. Raises PlatformUnfit `gateway.handover`."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
-            link.settimeout(HANDOVER_S)
+            link.settimeout(CONNECT_S)
             link.connect(path)
             _require_agent(link)
+            link.settimeout(HANDOVER_S)
             link.sendall(_line("gateway"))
             answer, fds = _receive(link)
     except OSError as e:

@@ -59,14 +59,17 @@ class Verdicts:
             self._silent_until = self._clock() + CACHE_S
             raise self._unavailable() from e
 
+    def known(self) -> dict[str, str]:
+        """For an answer that asks for no verdict: the last digest known."""
+        return {} if self._last is None else Seen(self._last[1], 0).headers
+
     def _unavailable(self) -> RequestRefused:
-        known = {} if self._last is None else Seen(self._last[1], 0).headers
         return RequestRefused(
             "attestation.unavailable",
             "no verdict on this guest",
             hint="try again later",
             status=503,
-            headers=known | _LATER,
+            headers=_LATER,
         )
 
 

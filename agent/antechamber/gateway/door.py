@@ -30,7 +30,7 @@ _MAX_FIELDS = 64
 class Door:
     """Accepts no more connections at once than agreed; the rest wait in the kernel's queue."""
 
-    def __init__(self, answer: Answer, limit: int) -> None:
+    def __init__(self, answer: Answer, limit: int, headers: Callable[[], dict[str, str]]) -> None:
         self._slots = asyncio.Semaphore(limit)
         self._server = _Server(
             answer,
@@ -43,7 +43,7 @@ class Door:
             max_field_size=_MAX_FIELD,
             max_headers=_MAX_FIELDS,
         )
-        self._server.left = self._slots.release
+        self._server.left, self._server.headers = self._slots.release, headers
         self._arriving: set[asyncio.Task[None]] = set()
 
     async def accept(self, listener: socket.socket, context: ssl.SSLContext) -> None:
@@ -82,9 +82,12 @@ class _Server(web.Server):
     """aiohttp's server, telling when a connection has left."""
 
     left: Callable[[], None]
+    headers: Callable[[], dict[str, str]]  # of every answer
 
     def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        connection = _Connection(self, loop=self._loop, **self._kwargs)
+        connection.headers = self.headers
+        return connection
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
@@ -94,7 +97,9 @@ class _Server(web.Server):
 class _Connection(RequestHandler):
     """aiohttp's connection, which tells neither peer nor log what an unreadable request said."""
 
-    __slots__ = ()
+    __slots__ = ("headers",)
+
+    headers: Callable[[], dict[str, str]]
 
     def handle_error(
         self,
@@ -106,10 +111,13 @@ class _Connection(RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun: it can only break off")
         if isinstance(exc, HttpProcessingError):  # anyone can send garbage: not worth a line
-            unread = RequestRefused("request.malformed", "the request cannot be read", hint="correct its framing", status=400)
-            return refusal(unread, {})
+            unread = RequestRefused(
+                "request.malformed", "the request cannot be read", hint="correct its framing", status=400
+            )
+            return refusal(unread, self.headers())
         self.log_exception(exc_info=exc)
-        return refusal(RequestRefused("gateway.fault", "not served", hint="try again", status=status), {})
+        failed = RequestRefused("gateway.fault", "not served", hint="try again", status=status)
+        return refusal(failed, self.headers())
 
     def log_exception(self, *_: object, exc_info: object = None, **__: object) -> None:
         _record(exc_info)

@@ -74,7 +74,7 @@ async def serve(
     async with Engine.at(terms.upstream) as engine:
         gateway = Gateway(terms, link, engine)
         await gateway.verdicts.current()  # so that every answer can name a quote
-        door = Door(gateway.answer, terms.max_connections)
+        door = Door(gateway.answer, terms.max_connections, gateway.verdicts.known)
         accepting = asyncio.create_task(door.accept(listener, context))
         await link.listening()
         log.event("gateway.listening", address=terms.listen)
@@ -98,7 +98,7 @@ class Gateway:
         try:
             return await self._route(request)
         except RequestRefused as refused:
-            return refusal(refused, {})
+            return refusal(refused, self.verdicts.known())
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         path, asked, query = request.raw_path.partition("?")
@@ -115,7 +115,9 @@ class Gateway:
             return _bundle(await self._bundles.stored(digest))
         if path in ("/attestation", "/health"):
             _require(request, "GET")
-            return await self._short() if path == "/attestation" else json_answer(b'{"status":"ok"}')
+            if path == "/attestation":
+                return await self._short()
+            return json_answer(b'{"status":"ok"}', headers=self.verdicts.known())
         raise RequestRefused("request.path", "nothing is served here", hint="see the API's list of paths", status=404)
 
     async def _short(self) -> web.StreamResponse:

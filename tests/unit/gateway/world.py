@@ -74,6 +74,8 @@ class FakeAgent:
         self.bundle_delay_s = 0.0
         self.silent = False
         self.raw: bytes | None = None
+        self.compose: Callable[[str], tuple[bytes, bytes]] | None = None  # nonce to bundle and its quote
+        self.kept: dict[str, bytes] = {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(path)
         self._listener.listen(64)
@@ -121,9 +123,18 @@ class FakeAgent:
     def bundle(self, request: Any) -> dict[str, Any]:
         self.nonces.append(request["nonce"])
         time.sleep(self.bundle_delay_s)
-        return {"ok": True, "bundle": json.dumps({"nonce": request["nonce"]}), "sha256": self.digest}
+        if self.compose is None:
+            return {"ok": True, "bundle": json.dumps({"nonce": request["nonce"]}), "sha256": self.digest}
+        return self.keep(*self.compose(request["nonce"]))
+
+    def keep(self, text: bytes, quote: bytes) -> dict[str, Any]:
+        digest = hashlib.sha256(quote).hexdigest()
+        self.kept[digest] = text
+        return {"ok": True, "bundle": text.decode(), "sha256": digest}
 
     def stored(self, request: Any) -> dict[str, Any]:
+        if (text := self.kept.get(request["sha256"])) is not None:
+            return {"ok": True, "bundle": text.decode(), "sha256": request["sha256"]}
         if request["sha256"] != self.digest:
             return {"ok": False, "code": "bundle.unknown", "detail": "not kept", "hint": ""}
         return {"ok": True, "bundle": '{"stored": true}', "sha256": self.digest}
@@ -251,10 +262,10 @@ def offered(port: int, leaf: bytes, upstream: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def running(*, engine_up: bool = True, **terms: int) -> Iterator[World]:
+def running(*, engine_up: bool = True, port: int = 0, **terms: int) -> Iterator[World]:
     with tempfile.TemporaryDirectory() as folder:
         key, leaf = certificate()
-        listener = server.listen("127.0.0.1:0")
+        listener = server.listen(f"127.0.0.1:{port}")
         port = listener.getsockname()[1]
         given = {**offered(port, leaf, f"{folder}/engine.sock"), **terms}
         agent = FakeAgent(f"{folder}/agent.sock", given, key)
