@@ -5,6 +5,7 @@ import base64
 import os
 import signal
 import time
+import warnings
 from collections.abc import Sequence
 from os import urandom
 from pathlib import Path
@@ -171,11 +172,19 @@ def _signer(directory: Path, settings: BrokerSettings) -> TokenSigner:
     return TokenSigner(load_ec_key(read_private(directory, settings.tokens.key)), chain)
 
 
+def _quiet() -> None:
+    """joserfc warns of the name EdDSA (RFC 9864 renames it); the protocol's admin tokens have no other."""
+    from joserfc.errors import SecurityWarning  # noqa: PLC0415
+
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+
+
 def serve(directory: Path, listen: str | None = None, ready_fd: int | None = None) -> int:
     """Run until SIGTERM or SIGINT; 0. When it listens, its URL and a newline go to `ready_fd`, which is then closed.
 
     Raises ConfigError `broker.*`.
     """
+    _quiet()
     broker, settings = load_broker(directory)
     try:
         asyncio.run(_serve(broker, settings, directory, listen or settings.listen, ready_fd))
@@ -212,6 +221,7 @@ def upload(url: str, directory: Path, resource: str, data: bytes, timeout_s: flo
         path = parse_path(resource)
     except MalformedEvidence as e:
         raise ConfigError("config.value", e.detail, hint="kbs:///repository/type/tag") from e
+    _quiet()
     token = build_admin_token(load_ed25519(read_private(directory, ADMIN_KEY)), load_settings(directory).admin)
     transport = Transport(url, str(directory / BROKER_CA), timeout_s)
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/octet-stream"}
