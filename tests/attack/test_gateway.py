@@ -315,14 +315,14 @@ def test_agent_that_breaks_a_header_is_not_believed() -> None:
     assert not world.engine.requests
 
 
-@pytest.mark.parametrize("age", ["-1", "NaN", "true", '"1"', "1e999"])
+@pytest.mark.parametrize("age", ["-1", "NaN", "true", '"1"', "1e999", "9" * 400])
 def test_verdict_without_a_sound_age_serves_nobody(age: str) -> None:
     with running() as world:
         world.agent.raw = b'{"ok":true,"good":true,"age_s":%s,"quote":"AAAA","quote_sha256":"' % age.encode()
         world.agent.raw += b'709e80c88487a2411e1ee4dfb9f22a861492d20c4765150c0c794abd70f8147c","short":{}}\n'
         time.sleep(0.1)
         answer, _, text = world.chat({"x-attestation": "required"})
-    assert (answer, code(text)) == (503, "attestation.stale" if age == "1e999" else "attestation.unavailable")
+    assert (answer, code(text)) == (503, "attestation.unavailable")
     assert not world.engine.requests
 
 

@@ -22,6 +22,7 @@ MAX_ANSWER = 8 << 20  # bytes
 CONNECT_S = 10.0
 HANDOVER_S = 7260.0  # the agent answers when the engine is admitted; if it dies first, the link ends
 ASK_S = 5.0
+MAX_AGE_S = 1 << 32
 BUNDLE_S = 60.0  # a quote may take seconds, and others may be first
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _HINT = "start the gateway after `antechamber boot` has finished, as the same user or under its unit"
@@ -192,8 +193,10 @@ class AgentLink:
 
 def _verdict(value: dict[str, Any]) -> Verdict:
     good, age, quote, short = (value.get(k) for k in ("good", "age_s", "quote", "short"))
-    if not isinstance(good, bool) or isinstance(age, bool) or not isinstance(age, (int, float)) or not age >= 0:
+    if not isinstance(good, bool) or not isinstance(age, (int, float)) or isinstance(age, bool):
         raise _unreadable("the verdict has no outcome or no age")
+    if not 0 <= age <= MAX_AGE_S:  # NaN is not either
+        raise _unreadable("the verdict's age is no age")
     if not isinstance(short, dict) or not isinstance(quote, str):
         raise _unreadable("the verdict has no quote or no short form")
     digest = hashlib.sha256(decode(quote, 128 << 10)).hexdigest()  # a header's value: base64 and nothing else
