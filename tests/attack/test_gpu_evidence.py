@@ -131,8 +131,9 @@ def test_issuer_that_may_not_issue_is_refused(issuer: dict[str, object]) -> None
     assert refusal(device.evidence(), device.anchors) == "gpu.chain"
 
 
-def test_ca_posing_as_a_leaf_is_refused() -> None:
-    device = FakeDevice(hopper(ca=True, key_cert_sign=True))
+@pytest.mark.parametrize(("ca", "key_cert_sign"), [(True, True), (True, False), (None, True)])
+def test_ca_posing_as_a_leaf_is_refused(ca: bool | None, key_cert_sign: bool) -> None:
+    device = FakeDevice(hopper(ca=ca, key_cert_sign=key_cert_sign))
     assert refusal(device.evidence(), device.anchors) == "gpu.chain"
 
 
@@ -216,7 +217,12 @@ def test_leaf_of_blackwell_with_hoppers_extension_is_refused() -> None:
     assert refusal(device.evidence(arch="BLACKWELL"), device.anchors) == "gpu.fwid"
 
 
-@pytest.mark.parametrize("value", [b"", b"\x30", b"\x30\x84\xff\xff\xff\xff", b"\x30\x82\1", FWID, b"\xa6\x02\x30\x00"])
+_OVERLONG = b"\x30\x41\xa6\x3f\x30\x3e" + bytes.fromhex("06096086480165030402020430") + FWID  # says 62, has 61
+
+
+@pytest.mark.parametrize(
+    "value", [_OVERLONG, b"", b"\x30", b"\x30\x84\xff\xff\xff\xff", b"\x30\x82\1", FWID, b"\xa6\x02\x30\x00"]
+)
 def test_damaged_firmware_extension_is_refused(value: bytes) -> None:
     chain = blackwell()
     chain[0].extensions = ((x509.UnrecognizedExtension(x509.ObjectIdentifier("2.23.133.5.4.1.1"), value), False),)

@@ -1,6 +1,5 @@
 import errno
 import os
-import statistics
 import time
 from pathlib import Path
 
@@ -100,7 +99,7 @@ def test_tsm_cost_is_small(tmp_path: Path) -> None:
         begin = time.monotonic()
         device.quote(REPORT_DATA)
         times.append(time.monotonic() - begin)
-    assert statistics.median(times) < 0.025  # 3 ms on an idle machine; a new Python would be more
+    assert min(times) < 0.02  # 3 ms on an idle machine; a new Python would be more
 
 
 def test_kernel_entry_is_made_and_removed(tmp_path: Path) -> None:
