@@ -1,6 +1,7 @@
 """What this host lets an ordinary process do: found out by doing it, not by looking."""
 
 import ctypes
+import errno
 import importlib.util
 import os
 import subprocess
@@ -13,6 +14,7 @@ from antechamber.simulator import linux
 
 _STUB = Path(__file__).with_name("nvml_stub.c")
 LIBRARY = "libnvidia-ml.so.1"
+_FULL = "user.max_user_namespaces is reached"  # the kernel says ENOSPC
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def _try(attempt: Callable[[], str], into: int) -> None:
         try:
             said = attempt()
         except OSError as e:
-            said = f"{e.filename or 'call'}: {e.strerror}"
+            said = f"{e.filename or 'call'}: {_FULL if e.errno == errno.ENOSPC else e.strerror}"
         os.write(into, b"=" + said.encode())
     finally:
         os._exit(0)

@@ -136,7 +136,7 @@ class Machine:
 
     def gpu(self, index: int) -> SimGpuIdentity:
         """Raises NvmlRefusal."""
-        if index >= len(self.gpus):
+        if not 0 <= index < len(self.gpus):
             raise NvmlRefusal(INVALID_ARGUMENT)
         return self.gpus[index]
 

@@ -39,8 +39,8 @@ def entered(state: State, ask: Ask, facts: HostFacts, *, fuse: bool) -> Iterator
             if facts.persistenced:
                 helpers.enter_context(_persistenced())
             if fuse:
-                for view, place in (("report", REPORT), ("measurements", MEASUREMENTS)):
-                    helpers.enter_context(_served(view, place, ask))
+                helpers.enter_context(_served(tsmfuse.serve_report, REPORT, ask))
+                helpers.enter_context(_served(tsmfuse.serve_measurements, MEASUREMENTS, ask))
         except OSError as e:
             raise HardwareUnavailable("simulator.namespace", f"{e.filename}: {e.strerror}", hint=_HINT) from e
         if not fuse:  # the adapters stand in; the kernel's version is still told by the name
@@ -49,23 +49,21 @@ def entered(state: State, ask: Ask, facts: HostFacts, *, fuse: bool) -> Iterator
 
 
 @contextlib.contextmanager
-def _served(view: str, place: Path, ask: Ask) -> Iterator[None]:
+def _served(serve: Callable[[Ask, str], None], place: Path, ask: Ask) -> Iterator[None]:
     """A FUSE file system over `place`, from a child."""
+
+    def work() -> None:
+        linux.rename_process("simulated-tsm")
+        serve(ask, str(place))
+
     before = place.stat().st_dev
-    with _child(lambda: _serve(view, place, ask)) as pid:
+    with _child(work) as pid:
         until = time.monotonic() + _MOUNTED_S
         while place.stat().st_dev == before:
             if time.monotonic() > until or os.waitpid(pid, os.WNOHANG) != (0, 0):
                 raise OSError(0, "FUSE did not mount", str(place))
             time.sleep(0.005)
         yield
-
-
-def _serve(view: str, place: Path, ask: Ask) -> None:
-    import mfusepy
-
-    operations = tsmfuse.VIEWS[view](ask)
-    mfusepy.FUSE(operations, str(place), foreground=True, nothreads=True, direct_io=True, fsname=f"simulated-{view}")
 
 
 @contextlib.contextmanager

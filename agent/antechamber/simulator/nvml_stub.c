@@ -98,10 +98,10 @@ static Return read_mode(Mode *m)
 
     if (code)
         return code;
-    return sscanf(words, "%u %u %u %u %u %u %u %u", &m->environment, &m->cc_feature, &m->devtools, &m->multi_gpu, &m->cpu,
-                  &m->capable, &m->count, &m->ready) == 8
-               ? SUCCESS
-               : UNKNOWN;
+    if (sscanf(words, "%u %u %u %u %u %u %u %u", &m->environment, &m->cc_feature, &m->devtools, &m->multi_gpu,
+               &m->cpu, &m->capable, &m->count, &m->ready) != 8)
+        return UNKNOWN;
+    return SUCCESS;
 }
 
 /* Bytes from hex; their number, or 0 where they do not fit. */

@@ -54,5 +54,5 @@ def choose(found: Capabilities, wanted: Collection[Piece] = ()) -> Pieces:
         if piece in wanted:
             reasons[piece] = "asked for"
         elif missing:
-            reasons[piece] = "; ".join(missing)
+            reasons[piece] = "; ".join(dict.fromkeys(missing))
     return Pieces(reasons)

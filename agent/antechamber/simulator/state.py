@@ -13,6 +13,7 @@ from antechamber.simulator.knobs import Knobs
 from antechamber.simulator.machine import Machine
 from antechamber.simulator.nvidia import NvidiaPki
 
+_MAX_SOCKET = 107  # bytes of a path. Source: unix(7)
 _HINT = "give --state a directory of your own with mode 0700, such as one that mktemp -d makes"
 
 
@@ -24,7 +25,10 @@ class State:
 
     @classmethod
     def open(cls, directory: Path) -> "State":
-        """Make it if it is not there. Raises ConfigError `simulator.state` where others could read it."""
+        """Make it if it is not there. Raises ConfigError `simulator.state` where others could read it.
+
+        Not under /run: the simulated machine has its own.
+        """
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = directory.stat()
@@ -32,7 +36,10 @@ class State:
             raise ConfigError("simulator.state", f"{directory}: {e.strerror}", hint=_HINT) from e
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise ConfigError("simulator.state", f"{directory} is not ours alone", hint=_HINT)
-        return cls(directory.resolve())
+        state = cls(directory.resolve())
+        if len(os.fsencode(state.socket)) > _MAX_SOCKET or state.directory.is_relative_to("/run"):
+            raise ConfigError("simulator.state", f"{directory} is too long a path, or under /run", hint=_HINT)
+        return state
 
     @property
     def socket(self) -> Path:

@@ -9,7 +9,6 @@ import os
 import stat
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from antechamber.simulator.protocol import Ask
 
@@ -143,95 +142,100 @@ def _directory() -> dict[str, int]:
     return _attributes(stat.S_IFDIR | 0o755) | {"st_nlink": 2}
 
 
-def report_operations(ask: Ask) -> Any:
-    """mfusepy Operations over a ReportTree."""
-    import mfusepy
+class ReportFiles:
+    """A ReportTree as mfusepy calls it: whatever a class has of its Operations."""
 
-    tree, files = ReportTree(ask), dict[int, _Open]()
+    use_ns = True
 
-    class Operations(mfusepy.Operations):  # type: ignore[misc]
-        use_ns = True
+    def __init__(self, ask: Ask) -> None:
+        self._tree, self._files = ReportTree(ask), dict[int, _Open]()
 
-        def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
-            parts = tree.parts(path)
-            if len(parts) < 2:
-                return _directory()
-            mode = 0o200 if parts[1] in _WRITE_ONLY else 0o444
-            return _attributes(stat.S_IFREG | mode, 4096 if parts[1] in ("generation", "provider") else 0)
+    def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
+        parts = self._tree.parts(path)
+        if len(parts) < 2:
+            return _directory()
+        mode = 0o200 if parts[1] in _WRITE_ONLY else 0o444
+        return _attributes(stat.S_IFREG | mode, 4096 if parts[1] in ("generation", "provider") else 0)
 
-        def readdir(self, path: str, fh: int) -> list[str]:
-            return [".", "..", *(_REPORT_FILES if tree.parts(path) else tree.entries)]
+    def readdir(self, path: str, fh: int) -> list[str]:
+        return [".", "..", *(_REPORT_FILES if self._tree.parts(path) else self._tree.entries)]
 
-        def mkdir(self, path: str, mode: int) -> int:
-            tree.mkdir(path)
-            return 0
+    def mkdir(self, path: str, mode: int) -> None:
+        self._tree.mkdir(path)
 
-        def rmdir(self, path: str) -> int:
-            tree.rmdir(path)
-            return 0
+    def rmdir(self, path: str) -> None:
+        self._tree.rmdir(path)
 
-        def unlink(self, path: str) -> int:
-            raise OSError(errno.EPERM, path)
+    def unlink(self, path: str) -> None:
+        raise OSError(errno.EPERM, path)
 
-        def create(self, path: str, mode: int, fi: object = None) -> int:
+    def create(self, path: str, mode: int, flags: int) -> int:
+        raise OSError(errno.ENOENT, path)
+
+    def truncate(self, path: str, length: int, fh: int | None = None) -> None:
+        """As configfs and sysfs: O_TRUNC changes nothing."""
+
+    def open(self, path: str, flags: int) -> int:
+        number = max(self._files, default=0) + 1
+        self._files[number] = self._tree.open(path, flags)
+        return number
+
+    def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+        return self._tree.read(self._files[fh])[offset : offset + size]
+
+    def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
+        return self._tree.write(self._files[fh], data, offset)
+
+    def release(self, path: str, fh: int) -> None:
+        self._tree.close(self._files.pop(fh))
+
+
+class MeasurementFiles:
+    """A MeasurementTree as mfusepy calls it."""
+
+    use_ns = True
+
+    def __init__(self, ask: Ask) -> None:
+        self._tree = MeasurementTree(ask)
+
+    def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
+        name = path.strip("/")
+        if not name:
+            return _directory()
+        if name not in (*_FIXED, *_RTMRS):
             raise OSError(errno.ENOENT, path)
+        return _attributes(stat.S_IFREG | (0o644 if name in _RTMRS else 0o444), 48)
 
-        def truncate(self, path: str, length: int, fh: int | None = None) -> int:
-            return 0
+    def readdir(self, path: str, fh: int) -> list[str]:
+        return [".", "..", *_FIXED, *_RTMRS]
 
-        def open(self, path: str, flags: int) -> int:
-            number = max(files, default=0) + 1
-            files[number] = tree.open(path, flags)
-            return number
+    def open(self, path: str, flags: int) -> int:
+        if flags & os.O_ACCMODE != os.O_RDONLY and path.strip("/") not in _RTMRS:
+            raise OSError(errno.EACCES, path)
+        return 0
 
-        def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
-            return tree.read(files[fh])[offset : offset + size]
+    def truncate(self, path: str, length: int, fh: int | None = None) -> None:
+        """As configfs and sysfs: O_TRUNC changes nothing."""
 
-        def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
-            return tree.write(files[fh], data, offset)
+    def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+        return self._tree.read(path.strip("/"))[offset : offset + size]
 
-        def release(self, path: str, fh: int) -> int:
-            tree.close(files.pop(fh))
-            return 0
-
-    return Operations()
+    def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
+        return self._tree.write(path.strip("/"), data, offset)
 
 
-def measurement_operations(ask: Ask) -> Any:
-    """mfusepy Operations over a MeasurementTree."""
-    import mfusepy
-
-    tree = MeasurementTree(ask)
-
-    class Operations(mfusepy.Operations):  # type: ignore[misc]
-        use_ns = True
-
-        def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
-            name = path.strip("/")
-            if not name:
-                return _directory()
-            if name not in (*_FIXED, *_RTMRS):
-                raise OSError(errno.ENOENT, path)
-            return _attributes(stat.S_IFREG | (0o644 if name in _RTMRS else 0o444), 48)
-
-        def readdir(self, path: str, fh: int) -> list[str]:
-            return [".", "..", *_FIXED, *_RTMRS]
-
-        def open(self, path: str, flags: int) -> int:
-            if flags & os.O_ACCMODE != os.O_RDONLY and path.strip("/") not in _RTMRS:
-                raise OSError(errno.EACCES, path)
-            return 0
-
-        def truncate(self, path: str, length: int, fh: int | None = None) -> int:
-            return 0
-
-        def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
-            return tree.read(path.strip("/"))[offset : offset + size]
-
-        def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
-            return tree.write(path.strip("/"), data, offset)
-
-    return Operations()
+def serve_report(ask: Ask, place: str) -> None:
+    """Mount over `place` and answer until unmounted. In a process of its own."""
+    _serve(ReportFiles(ask), place)
 
 
-VIEWS = {"report": report_operations, "measurements": measurement_operations}
+def serve_measurements(ask: Ask, place: str) -> None:
+    """Mount over `place` and answer until unmounted. In a process of its own."""
+    _serve(MeasurementFiles(ask), place)
+
+
+def _serve(files: ReportFiles | MeasurementFiles, place: str) -> None:
+    import mfusepy  # an extra; loading it looks for libfuse
+
+    # Single-threaded, as the kernel's one lock; direct I/O, or the page cache would answer for the machine.
+    mfusepy.FUSE(files, place, foreground=True, nothreads=True, direct_io=True, fsname="simulated")

@@ -50,6 +50,7 @@ def test_answer_is_one_line_for_any_line(line: str) -> None:
         ("extend rtmr9 " + "00" * 48, f"errno {errno.EINVAL}"),
         ("report 5 " + "00" * 32, "nvml 2"),
         ("gpu 5", "nvml 2"),
+        ("gpu -1", "nvml 2"),
         ("mode", "ok 2 1 0 0 2 1 1 0"),
         ("set-ready 1", "ok"),
     ],
@@ -137,4 +138,10 @@ def test_state_refuses_a_directory_that_others_read(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with pytest.raises(ConfigError) as refused:
         State.open(tmp_path)
+    assert refused.value.code == "simulator.state"
+
+
+def test_state_refuses_a_path_too_long_for_a_socket(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        State.open(tmp_path / ("x" * 100))
     assert refused.value.code == "simulator.state"
