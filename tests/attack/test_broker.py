@@ -349,6 +349,14 @@ def test_oversized_bodies_are_refused(rig: Rig) -> None:
     assert rig.raw("GET", "/healthz")[0] == 200
 
 
+def test_bodies_of_many_sessions_do_not_fill_the_memory(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antechamber.broker.server.MAX_IN_FLIGHT", 10_000)
+    status, _, body = rig.raw("POST", PREFIX + "/auth", b" " * 20_000)
+    assert status == 401
+    assert "broker.busy" in ErrorInformation.parse(body).detail
+    assert rig.raw("POST", PREFIX + "/auth", auth_body())[0] == 200  # what was refused is not counted any more
+
+
 def test_attestation_without_a_session_is_refused_before_its_body(rig: Rig) -> None:
     status, _, body = rig.raw("POST", PREFIX + "/attest", b"{}")
     assert status == 401

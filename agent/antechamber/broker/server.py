@@ -31,6 +31,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 MAX_FIELD = 512 << 10  # bytes of one header: tokens travel there
 BODY_TIMEOUT_S = 60.0
+MAX_IN_FLIGHT = 256 << 20  # bytes of all bodies being read: sessions are free, so memory must not be
 _TRAIL = web.RequestKey("trail", Trail)
 _JSON = "application/json"
 
@@ -71,6 +72,7 @@ class _Server:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
+        self._in_flight = 0  # bytes; the event loop's thread alone counts
 
     @web.middleware
     async def refusals(
@@ -102,13 +104,13 @@ class _Server:
         return web.Response()
 
     async def auth(self, request: web.Request) -> web.Response:
-        session = await _in_thread(self._broker.auth, await _read(request, MAX_REQUEST))
+        session = await _in_thread(self._broker.auth, await self._read(request, MAX_REQUEST))
         return _with_cookie(session, Challenge(session.nonce).build())
 
     async def attest(self, request: web.Request) -> web.Response:
         trail, cookie = request[_TRAIL], request.cookies.get(COOKIE)
         session = self._broker.session(trail, Credentials(cookie, None))  # before 16 MiB are read for nobody
-        body = await _read(request, MAX_ATTESTATION)
+        body = await self._read(request, MAX_ATTESTATION)
         token = await _in_thread(self._broker.attest, trail, cookie, body)
         return _with_cookie(session, build_token(token))
 
@@ -120,13 +122,16 @@ class _Server:
 
     async def put(self, request: web.Request) -> web.Response:
         path, bearer = request.match_info["path"], _bearer(request)
+        request[_TRAIL].resource = path[:300]
         self._broker.admins.require(bearer, self._broker.clock())  # before the body
-        body = await _read(request, MAX_RESOURCE)
+        body = await self._read(request, MAX_RESOURCE)
         await _in_thread(self._broker.put, request[_TRAIL], bearer, path, body)
         return web.Response(content_type="text/xml")
 
     async def delete(self, request: web.Request) -> web.Response:
-        await _in_thread(self._broker.delete, request[_TRAIL], _bearer(request), request.match_info["path"])
+        path = request.match_info["path"]
+        request[_TRAIL].resource = path[:300]
+        await _in_thread(self._broker.delete, request[_TRAIL], _bearer(request), path)
         return web.Response(content_type="text/xml")
 
     async def policy(self, request: web.Request) -> web.Response:
@@ -140,7 +145,7 @@ class _Server:
         return web.Response(body=sealed, content_type=_JSON)
 
     async def certify(self, request: web.Request) -> web.Response:
-        body = await _read(request, MAX_CSR)
+        body = await self._read(request, MAX_CSR)
         chain = await _in_thread(self._broker.certify, request[_TRAIL], _credentials(request), body)
         return web.Response(body=chain, content_type="text/plain")
 
@@ -148,20 +153,25 @@ class _Server:
         lease = await _in_thread(self._broker.lease, request[_TRAIL], _credentials(request))
         return web.Response(body=lease, content_type=_JSON)
 
+    async def _read(self, request: web.Request, limit: int) -> bytes:
+        """The body, at most `limit` bytes. Raises MalformedEvidence `kbs.size`, BrokerDenied `broker.busy`."""
+        body = bytearray()
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for chunk in request.content.iter_any():
+                    body += chunk
+                    self._in_flight += len(chunk)
+                    if len(body) > limit:
+                        raise MalformedEvidence("kbs.size", f"a body of over {limit} bytes", hint="send less")
+                    if self._in_flight > MAX_IN_FLIGHT:
+                        raise BrokerDenied("broker.busy", "too many bodies at once", hint="try again")
+        finally:
+            self._in_flight -= len(body)
+        return bytes(body)
+
 
 async def _in_thread(decide: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     return await asyncio.get_running_loop().run_in_executor(None, partial(decide, *args, **kwargs))
-
-
-async def _read(request: web.Request, limit: int) -> bytes:
-    """The body, at most `limit` bytes. Raises MalformedEvidence `kbs.size`, TimeoutError."""
-    body = bytearray()
-    async with asyncio.timeout(BODY_TIMEOUT_S):
-        async for chunk in request.content.iter_any():
-            body += chunk
-            if len(body) > limit:
-                raise MalformedEvidence("kbs.size", f"a body of over {limit} bytes", hint="send less")
-    return bytes(body)
 
 
 def _bearer(request: web.Request) -> str | None:
