@@ -23,7 +23,9 @@ def _lacks(mark: str) -> str:
         found = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
         return "" if found else "needs torch and transformers"
     if mark in ("tdx", "gpu"):
-        return "" if os.path.exists({"tdx": "/dev/tdx_guest", "gpu": "/dev/nvidiactl"}[mark]) else f"needs {mark} hardware"
+        return (
+            "" if os.path.exists({"tdx": "/dev/tdx_guest", "gpu": "/dev/nvidiactl"}[mark]) else f"needs {mark} hardware"
+        )
     return ""
 
 

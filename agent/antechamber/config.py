@@ -10,6 +10,7 @@ from typing import Literal
 from antechamber import strict
 from antechamber.errors import ConfigError
 from antechamber.evidence.anchors import Anchors
+from antechamber.evidence.policy import signer_key
 
 _RESOURCE = re.compile(r"kbs:///[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*){2}\Z")
 _MODEL_HASH = re.compile(r"sha256:[0-9a-f]{64}\Z")
@@ -37,6 +38,7 @@ class TrustConfig:
     def __post_init__(self) -> None:
         self.anchors()
         self.floor()
+        signer_key(self.collateral_signer, "config.value")
 
     def anchors(self) -> Anchors:
         return Anchors.parse(intel=self.intel, nvidia=self.nvidia, error=ConfigError, code="config.value")
@@ -46,7 +48,9 @@ class TrustConfig:
         try:
             return int(dt.datetime.strptime(self.time_floor, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=dt.UTC).timestamp())
         except ValueError as e:
-            raise ConfigError("config.value", f"trust.time_floor is {self.time_floor!r}", hint="2026-11-24T00:00:00Z") from e
+            raise ConfigError(
+                "config.value", f"trust.time_floor is {self.time_floor!r}", hint="2026-11-24T00:00:00Z"
+            ) from e
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,9 +140,16 @@ class GatewayConfig:
     nonces_per_minute: int = 30
 
     def __post_init__(self) -> None:
-        _require(self.tls_inside_enclave is True, "gateway.tls_inside_enclave", self.tls_inside_enclave, "TLS ends inside, or nowhere")
+        _require(
+            self.tls_inside_enclave is True,
+            "gateway.tls_inside_enclave",
+            self.tls_inside_enclave,
+            "TLS ends inside, or nowhere",
+        )
         _require(bool(self.names) and all(map(_NAME.match, self.names)), "gateway.names", self.names, "list DNS names")
-        _require(bool(re.fullmatch(r"[\w.:\[\]-]+:\d{1,5}", self.listen)), "gateway.listen", self.listen, "address:port")
+        _require(
+            bool(re.fullmatch(r"[\w.:\[\]-]+:\d{1,5}", self.listen)), "gateway.listen", self.listen, "address:port"
+        )
         _require(1 <= self.verdict_age_s <= 3600, "gateway.verdict_age_s", self.verdict_age_s, "1 to 3600")
 
 

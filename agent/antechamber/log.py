@@ -51,8 +51,10 @@ class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         facts = getattr(record, "facts", {})
         head = {"t": round(time.monotonic(), 4), "level": record.levelname, "event": getattr(record, "event", "log")}
-        return json.dumps(head | facts) if facts or hasattr(record, "event") else json.dumps(
-            head | {"text": record.getMessage()}
+        return (
+            json.dumps(head | facts)
+            if facts or hasattr(record, "event")
+            else json.dumps(head | {"text": record.getMessage()})
         )
 
 

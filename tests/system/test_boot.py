@@ -185,7 +185,10 @@ def test_guest_ends_and_wipes_when_the_broker_takes_its_verdict_back(served: Dep
 
 @pytest.mark.parametrize(("part", "code"), [("antechamber.engine.builtin", "engine.died"), ("gateway", "gateway.died")])
 def test_guest_ends_and_wipes_when_a_part_dies(served: Deployment, part: str, code: str) -> None:
-    pids = subprocess.run(["pgrep", "-f", f"-I -m .*{part}.*{served.runtime_dir}"], capture_output=True, text=True)
+    pids = subprocess.run(
+        ["pgrep", "-f", "--", f"-I -m .*{part}.*{served.runtime_dir}"], capture_output=True, text=True
+    )
+    assert pids.stdout
     for pid in pids.stdout.split():
         os.kill(int(pid), 9)
     assert served.refusal()["code"] == code

@@ -23,12 +23,13 @@ def verify(args: argparse.Namespace) -> int:
     from antechamber.evidence.policy import load_policy
 
     policy = load_policy(read(args.policy))
+    served: saved.Served
     if args.bundle:
-        result, bundle = saved.verify_saved(read(args.bundle), policy)
+        result, served = saved.verify_saved(read(args.bundle), policy)
     else:
-        result, bundle = verify_url(args.url, policy, quote_sha256=args.quote)
+        result, served = verify_url(args.url, policy, quote_sha256=args.quote)
     if args.save:
-        saved.save(Path(args.save), bundle)
+        saved.save(Path(args.save), served)
     if args.json:
         print(json.dumps(report.as_json(result)))
     else:

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from antechamber.errors import AgentError
@@ -27,6 +28,8 @@ class Anchors:
     def parse(cls, *, intel: str, nvidia: str, error: type[AgentError], code: str) -> "Anchors":
         """From `intel` or PEM, `nvidia` or PEM."""
         root = None if intel == "intel" else _certificate(intel, error, code)
+        if root is not None and key_id_of(root) == INTEL_ROOT_KEY_ID:
+            root = None  # Intel's own, spelled out
         device = NVIDIA_ROOT_SPKI if nvidia == "nvidia" else spki_sha256(_certificate(nvidia, error, code))
         return cls(None if root is None else root.public_bytes(Encoding.DER), device)
 
@@ -44,8 +47,16 @@ class Anchors:
 def _certificate(pem: str, error: type[AgentError], code: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem.encode())
-    except ValueError as e:
+    except (ValueError, TypeError, x509.InvalidVersion) as e:
         raise error(code, "a trust anchor is not a PEM certificate", hint="use the vendor's name, or a PEM") from e
+
+
+def key_id_of(certificate: x509.Certificate) -> bytes:
+    """SHA-384 of the public point, as dcap-qvl names a root; of the whole key where it is no curve's."""
+    key = certificate.public_key()
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return hashlib.sha384(key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)).digest()
+    return hashlib.sha384(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 
 def spki_sha256(certificate: x509.Certificate) -> bytes:

@@ -60,7 +60,9 @@ class AttestationResult:
         for claim in self.claims:
             if claim.outcome == "failed":
                 raise AppraisalRefused(
-                    claim.code, f"{claim.name} is {claim.seen}, not {claim.wanted}", hint=f"see {claim.name} in the policy"
+                    claim.code,
+                    f"{claim.name} is {claim.seen}, not {claim.wanted}",
+                    hint=f"see {claim.name} in the policy",
                 )
 
 
@@ -179,7 +181,9 @@ def _gpus(verified: VerifiedEvidence, policy: Policy) -> Iterator[Claim]:
         yield _claim(f"gpu{i} driver", new_enough, gpu.driver_version, f"at least {wanted.driver_min}")
         yield _pinned(f"gpu{i} vbios", gpu.vbios_version, wanted.vbios)
         yield _claim(f"gpu{i} fwid", gpu.fwid_matched, "bound" if gpu.fwid_matched else "not in the report", "bound")
-        yield Claim(f"gpu{i} measurements", "not-appraised", "signed by the GPU", "not compared with RIMs in this version")
+        yield Claim(
+            f"gpu{i} measurements", "not-appraised", "signed by the GPU", "not compared with RIMs in this version"
+        )
         yield Claim(f"gpu{i} revocation", "not-appraised", "chain to the anchor", "OCSP not asked in this version")
 
 

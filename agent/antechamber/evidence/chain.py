@@ -4,7 +4,6 @@ dcap-qvl 0.7 accepts collateral signed by any end entity under the root, a PCK i
 Source: Intel SGX PCK Certificate and CRL Profile; Intel PCS API v4.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,10 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from antechamber.errors import AppraisalRefused, ConfigError, MalformedEvidence
-from antechamber.evidence.anchors import INTEL_ROOT_KEY_ID, Anchors
+from antechamber.evidence.anchors import INTEL_ROOT_KEY_ID, Anchors, key_id_of
 from antechamber.evidence.collateral import TdxCollateral
 from antechamber.evidence.tdx import Quote
 
@@ -190,7 +187,7 @@ def _verify_roles(
     try:
         chain = x509.load_pem_x509_certificates(pem)
         names = [_common_name(certificate) for certificate in chain]
-        seen = _key_id(chain[-1])
+        seen = key_id_of(chain[-1])
     except CERTIFICATE_ERRORS as e:
         raise refuse("chain", _line(e)) from e
     if len(chain) != len(roles) or any(name not in role for name, role in zip(names, roles, strict=True)):
@@ -214,15 +211,7 @@ def _common_name(certificate: x509.Certificate) -> str:
 def _anchor_key_id(anchors: Anchors) -> bytes:
     if anchors.intel_root is None:
         return INTEL_ROOT_KEY_ID
-    return _key_id(x509.load_der_x509_certificate(anchors.intel_root))
-
-
-def _key_id(certificate: x509.Certificate) -> bytes:
-    """SHA-384 of the public point, as dcap-qvl names a root; of the whole key where it is no curve's."""
-    key = certificate.public_key()
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        return hashlib.sha384(key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)).digest()
-    return hashlib.sha384(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+    return key_id_of(x509.load_der_x509_certificate(anchors.intel_root))
 
 
 def _line(error: Exception) -> str:

@@ -161,12 +161,12 @@ def load_policy(text: str | bytes) -> Policy:
     return strict.load_yaml(text, Policy, error=ConfigError, family="policy")
 
 
-def signer_key(text: str) -> bytes:
-    """The 32 bytes of a base64 Ed25519 public key. Raises ConfigError `policy.value`."""
+def signer_key(text: str, code: str = "policy.value") -> bytes:
+    """The 32 bytes of a base64 Ed25519 public key. Raises ConfigError `code`."""
     try:
         key = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         key = b""
     if len(key) != 32:
-        raise _refuse("collateral.signer", text, "base64 of an Ed25519 public key, 32 bytes")
+        raise ConfigError(code, f"the signer is {text!r:.80}", hint="base64 of an Ed25519 public key, 32 bytes")
     return key

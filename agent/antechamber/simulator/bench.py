@@ -66,7 +66,8 @@ def agent_start(simulator: int) -> float | None:
                 after_name = Path("/proc", child, "stat").read_text().rpartition(")")[2].split()
             except OSError:  # it came and went
                 continue
-            if b"--config" in words:
+            # forks of the simulator itself, such as its FUSE servers, have its words
+            if b"--config" in words and (b"antechamber.simulator" not in words or b"composed" in words):
                 suspended = time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
                 return int(after_name[19]) / os.sysconf("SC_CLK_TCK") - suspended
     return None

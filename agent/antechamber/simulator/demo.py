@@ -107,7 +107,7 @@ def ask(deployment: Deployment) -> tuple[str, str]:
 
     policy = load_policy(deployment.client_policy.read_bytes())
     with openai_http_client(deployment.url, policy) as http_client:
-        client = OpenAI(base_url=f"{deployment.url}/v1", api_key="none", http_client=http_client, max_retries=0)
+        client = OpenAI(base_url=f"{deployment.url}/v1", api_key="none", http_client=http_client, max_retries=0)  # type: ignore[arg-type]  # openai 3 types httpx2 and takes httpx too
         raw = client.chat.completions.with_raw_response.create(
             model=deployment.model_name, messages=[{"role": "user", "content": QUESTION}], max_tokens=64, temperature=0
         )
