@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import socket
 import socketserver
 import threading
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from antechamber import log
 from antechamber.engine import catalog, probe, process
 from antechamber.engine.catalog import Launch
 from antechamber.engine.process import EngineProcess
@@ -78,6 +80,18 @@ def wire(path: Path, *answers: bytes) -> Iterator[list[bytes]]:
 
 def http_answer(status: int, body: bytes = b"") -> bytes:
     return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (status, len(body), body)
+
+
+@contextmanager
+def agent_log() -> Iterator[None]:
+    """Records on stderr as in a run, and the logger as it was afterwards."""
+    logger = logging.getLogger("antechamber")
+    before = logger.handlers[:], logger.level, logger.propagate
+    log.setup()
+    try:
+        yield
+    finally:
+        logger.handlers[:], logger.level, logger.propagate = before
 
 
 @contextmanager

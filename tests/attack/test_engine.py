@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines import UnixConnection, ask, http_answer, launch, running, wire
+from engines import UnixConnection, agent_log, ask, http_answer, launch, running, wire
 from safetensors.numpy import load_file, save_file
 
 from antechamber.engine import builtin, catalog, probe, process
 from antechamber.engine.builtin import demo_model
+from antechamber.engine.builtin.server import _logger
 from antechamber.errors import ConfigError, EngineFailed
 
 PROMPT, TOKENS = demo_model.GOLDEN_PROMPT, demo_model.GOLDEN_TOKENS
@@ -151,7 +152,12 @@ def test_no_prompt_and_no_answer_is_logged(model: Path, tmp_path: Path, capfd: p
         broken.sock.sendall(f"POST {SECRET} {SECRET}\r\n{SECRET}\r\n\r\n".encode())
         assert b"400" in broken.sock.recv(4096)
         broken.close()
-    log = "".join(capfd.readouterr())
-    assert "engine.listening" in log
-    assert SECRET not in log
-    assert "room before" not in log
+    with agent_log():
+        _logger().error(
+            "could not parse %r", SECRET, exc_info=ValueError(SECRET)
+        )  # as aiohttp does when a handler fails
+    logged = "".join(capfd.readouterr())
+    assert "engine.listening" in logged
+    assert "request failed: ValueError" in logged
+    assert SECRET not in logged
+    assert "room before" not in logged

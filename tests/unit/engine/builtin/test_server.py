@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 from aiohttp import web
-from engines import ask, launch, running
+from engines import agent_log, ask, launch, running
 
 from antechamber.engine.builtin import demo_model
 from antechamber.engine.builtin.__main__ import main
@@ -239,12 +239,14 @@ def test_requests_beyond_the_queue_are_told_to_come_back(model: Path, tmp_path: 
 @pytest.mark.parametrize("option", [("--max-model-len", "513"), ("--max-model-len", "0"), ("--max-num-seqs", "0")])
 def test_main_refuses_options_out_of_range(model: Path, tmp_path: Path, option: tuple[str, str]) -> None:
     argv = ["--model", str(model), "--socket", str(tmp_path / "s"), "--served-model-name", "demo", *option]
-    assert main(argv) == 70
+    with agent_log():
+        assert main(argv) == 70
 
 
 def test_main_refuses_a_model_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--model", str(tmp_path), "--socket", str(tmp_path / "s"), "--served-model-name", "demo"]
-    assert main(argv) == 70
+    with agent_log():
+        assert main(argv) == 70
     assert "engine.model" in capsys.readouterr().err
 
 
