@@ -2,7 +2,8 @@
 
 The engine must not outlive the agent. Under systemd the units see to that. In `antechamber run` the engine is started
 through setpriv(1) --pdeathsig, where that exists: prctl(2) in a child of a threaded process is unsafe in Python. The
-kernel ties that signal to the thread that started the engine, so it is asked for in the main thread only.
+kernel ties that signal to the thread that started the engine, so it is asked for in the main thread only. An agent
+killed in the milliseconds before setpriv has asked leaves the engine behind.
 """
 
 import os

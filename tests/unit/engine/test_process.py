@@ -160,11 +160,13 @@ def _runs(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/usr/bin/setpriv").exists(), reason="needs setpriv(1)")
 def test_engine_dies_with_the_agent(tmp_path: Path) -> None:
     code = f"""
-import os, signal, sys
+import os, signal, time
 from antechamber.engine import process
 from antechamber.engine.catalog import Launch
 engine = process.start(Launch(kind="fake", image="", argv=("sleep", "60"), env={ENV!r},
                               cwd={str(tmp_path)!r}, socket="", transport="unix"))
+while open(f"/proc/{{engine.pid}}/comm").read() != "sleep\\n":  # setpriv has asked for the signal by then
+    time.sleep(0.01)
 print(engine.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
