@@ -1,7 +1,9 @@
 """Servers, networks and files that a Relying Party must not believe."""
 
+import base64
 import contextlib
 import dataclasses
+import datetime as dt
 import json
 import os
 import socket
@@ -14,6 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from unit.client.guest import Guest, booted, url
 from unit.gateway.world import certificate, memfd, running
 
@@ -23,6 +28,7 @@ from antechamber.client.pinned import http_client, openai_http_client, pinned_co
 from antechamber.client.verify import Pinned, verify_url
 from antechamber.errors import AgentError, AppraisalRefused, ConfigError, MalformedEvidence
 from antechamber.evidence.appraise import AttestationResult, Claim
+from antechamber.evidence.bundle import parse_bundle, verify_bundle
 from antechamber.evidence.policy import load_policy
 
 
@@ -30,8 +36,6 @@ def accepted() -> tuple[Pinned, bytes, bytes]:
     """A guest that was verified, and the key and certificate (PEM) that it was verified with."""
     key, leaf = certificate()
     guest = Guest(leaf)
-    from antechamber.evidence.bundle import parse_bundle, verify_bundle
-
     bundle = parse_bundle(guest.bundle("00" * 32)[0])
     result = verify_bundle(bundle, guest.policy(), nonce=bytes(32), now=guest.time)
     der = ssl.PEM_cert_to_DER_cert(leaf.decode())
@@ -39,9 +43,12 @@ def accepted() -> tuple[Pinned, bytes, bytes]:
 
 
 @contextlib.contextmanager
-def serving(key: bytes, leaf: bytes, reply: Callable[[ssl.SSLSocket], None]) -> Iterator[int]:
+def serving(
+    key: bytes, leaf: bytes, reply: Callable[[ssl.SSLSocket], None], *, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+) -> Iterator[int]:
     """A TLS server that reads one head a connection, then does as it likes."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = newest
     fds = [memfd(leaf), memfd(key)]
     context.load_cert_chain(f"/proc/self/fd/{fds[0]}", f"/proc/self/fd/{fds[1]}")
     for fd in fds:
@@ -148,8 +155,6 @@ def test_saved_bundle_that_claims_another_time_is_refused(tmp_path: Path) -> Non
     guest = Guest(certificate()[1])
     value = json.loads(guest.bundle("ab" * 32)[0])
     envelope = json.loads(value["collateral"])
-    import base64
-
     payload = json.loads(base64.b64decode(envelope["payload"]))
     payload["time"] += 1000
     envelope["payload"] = base64.b64encode(json.dumps(payload).encode()).decode()
@@ -238,12 +243,6 @@ def test_proxy_and_key_log_of_the_environment_are_ignored(monkeypatch: pytest.Mo
 
 def test_certificate_that_could_issue_others_is_not_pinned() -> None:
     pinned, _, _ = accepted()
-    import datetime as dt
-
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import Encoding
-
     key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
     ca = (
         x509.CertificateBuilder(x509.Name([]), x509.Name([]), key.public_key(), 1, now, now + dt.timedelta(1))
@@ -298,19 +297,11 @@ def test_unreadable_answer_is_refused_and_not_repeated(answer: bytes) -> None:
 
 
 def test_old_tls_is_not_spoken() -> None:
-    def hello(listener: socket.socket) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.maximum_version = ssl.TLSVersion.TLSv1_2
-        key, leaf = certificate()
-        fds = [memfd(leaf), memfd(key)]
-        context.load_cert_chain(f"/proc/self/fd/{fds[0]}", f"/proc/self/fd/{fds[1]}")
-        with contextlib.suppress(OSError):
-            context.wrap_socket(listener.accept()[0], server_side=True)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=hello, args=(listener,), daemon=True).start()
-        with pytest.raises(EndpointUnreachable):
-            get(Origin("localhost", listener.getsockname()[1]), "/")
+    answer = saying(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+    with serving(*certificate(), answer) as port:
+        assert get(Origin("localhost", port), "/").body == b"{}"
+    with serving(*certificate(), answer, newest=ssl.TLSVersion.TLSv1_2) as port, pytest.raises(EndpointUnreachable):
+        get(Origin("localhost", port), "/")
 
 
 @pytest.mark.parametrize("evil", ["\x1b[2J\x1b[1;1H", "\r✔ tls-key", "\x9b31m", "a\nb", "‮"])

@@ -164,9 +164,11 @@ def test_body_over_the_limit_never_reaches_the_engine() -> None:
         hidden = world.raw(
             b"POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + END + b"\r\n" + chunk * 3
         )
+        early = world.raw(b"POST /v1/completions HTTP/1.1\r\nContent-Length: 65537\r\n" + END + b"\r\n")
     assert (declared[0], code(declared[2])) == (413, "request.size")
     assert declared[1]["x-tdx-quote-sha256"] == world.agent.digest
     assert (status(hidden), code(body(hidden))) == (413, "request.size")
+    assert (status(early), code(body(early))) == (413, "request.size")  # without one byte of the body
     assert not world.engine.requests
 
 
@@ -312,6 +314,16 @@ def test_agent_that_breaks_a_header_is_not_believed() -> None:
         answer, headers, text = world.chat({"x-attestation": "required"})
     assert (answer, code(text)) == (503, "attestation.unavailable")
     assert "x" not in headers
+    assert not world.engine.requests
+
+
+def test_quote_under_anothers_digest_serves_nobody() -> None:
+    with running() as world:
+        world.agent.raw = b'{"ok":true,"good":true,"age_s":1,"quote":"AAAA","quote_sha256":"'
+        world.agent.raw += b"00" * 32 + b'","short":{}}\n'
+        time.sleep(0.1)
+        answer, _, text = world.chat({"x-attestation": "required"})
+    assert (answer, code(text)) == (503, "attestation.unavailable")
     assert not world.engine.requests
 
 
