@@ -34,9 +34,8 @@ def wait_for(path: Path) -> str:
 def test_start_gives_the_environment_directory_and_umask_of_the_launch(tmp_path: Path) -> None:
     code = "import os; open('out','w').write(repr((dict(os.environ), os.getcwd(), os.umask(0))))"
     engine = process.start(python(tmp_path, code))
-    deadline = time.monotonic() + 20
-    while engine.alive and time.monotonic() < deadline:
-        time.sleep(0.02)
+    with pytest.raises(EngineFailed):
+        engine.watch(20)
     home = tmp_path / "engine" / "home"
     seen, cwd, umask = eval((home / "out").read_text())
     seen.pop("LC_CTYPE", None)  # Python's own locale coercion
@@ -138,6 +137,8 @@ def test_stop_kills_children_that_outlive_their_leader(tmp_path: Path) -> None:
     code = "import os, time; c = os.fork()\nif c: open('out', 'w').write(str(c))\nelse: time.sleep(60)"
     engine = process.start(python(tmp_path, code))
     child = int(wait_for(tmp_path / "engine" / "home" / "out"))
+    with pytest.raises(EngineFailed):
+        engine.watch(20)
     engine.stop()
     engine.stop()  # again does nothing
     assert engine.exit_status == 0
