@@ -1,0 +1,55 @@
+"""README stays true: its table of codes is what the source raises, and its commands parse."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from antechamber.cli.parser import build_parser
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^(antechamber .*)$", "\n".join(re.findall(r"```\n(.*?)```", README, re.S)), re.M)
+
+
+def test_codes_of_the_readme_are_those_of_the_source() -> None:
+    written = runpy.run_path(str(ROOT / "scripts" / "codes"))["table"]()
+    assert written in README, "run scripts/codes --write"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_of_the_readme_parses(command: str) -> None:
+    build_parser().parse_args(shlex.split(command)[1:])
+
+
+def _help_examples() -> list[str]:
+    found, waiting = [], [build_parser()]
+    while waiting:
+        parser = waiting.pop()
+        found += re.findall(r"^  (antechamber .*)$", parser.epilog or "", re.M)
+        for action in parser._actions:
+            if hasattr(action, "choices") and isinstance(action.choices, dict):
+                waiting += action.choices.values()
+    return found
+
+
+@pytest.mark.parametrize("example", sorted(set(_help_examples())))
+def test_example_of_the_help_parses(example: str) -> None:
+    words = shlex.split(re.sub(r"\$\(openssl rand -hex 64\)", "00" * 64, example.partition(" > ")[0]))
+    build_parser().parse_args(words[1:])
+
+
+def test_every_command_has_an_example_when_help_is_asked() -> None:
+    top = next(a for a in build_parser()._actions if isinstance(a.choices, dict))
+    assert set(top.choices) >= {
+        "boot", "exec", "gateway", "run", "verify", "pack", "hash", "broker", "collateral", "quote", "status",
+    }  # fmt: skip
+    for name, parser in top.choices.items():
+        assert "examples:" in (parser.epilog or ""), name
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(((?:agent|docs|pyproject)[^)]*)\)", README))
+def test_link_of_the_readme_leads_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
