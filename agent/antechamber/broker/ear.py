@@ -77,12 +77,6 @@ def compose_claims(
         "runtime_data_claims": {"nonce": nonce, "tee-pubkey": dict(pubkey)},
         "init_data_claims": None,
     }
-    submods: dict[str, Any] = {"cpu0": submod | {EVIDENCE: evidence}}
-    counts: dict[str, int] = {}
-    for gpu in verified.gpus:
-        kind = "switch" if gpu.arch == "LS10" else "gpu"
-        counts[kind] = counts.get(kind, -1) + 1
-        submods[f"{kind}{counts[kind]}"] = submod | {EVIDENCE: {"nvidia": gpu.to_json()}}
     return {
         "eat_profile": PROFILE,
         "iat": now,
@@ -91,8 +85,19 @@ def compose_claims(
         "jti": secrets.token_hex(16),
         "ear.verifier-id": {"developer": "antechamber", "build": f"antechamber {__version__}"},
         "tee-pubkey": dict(pubkey),
-        "submods": submods,
+        "submods": {"cpu0": submod | {EVIDENCE: evidence}} | _devices(verified, submod),
     }
+
+
+def _devices(verified: VerifiedEvidence, submod: Mapping[str, Any]) -> dict[str, Any]:
+    """gpu0, gpu1, .. and switch0, ..: a counter for each class."""
+    submods: dict[str, Any] = {}
+    counts = {"gpu": 0, "switch": 0}
+    for gpu in verified.gpus:
+        kind = "switch" if gpu.arch == "LS10" else "gpu"
+        submods[f"{kind}{counts[kind]}"] = dict(submod) | {EVIDENCE: {"nvidia": gpu.to_json()}}
+        counts[kind] += 1
+    return submods
 
 
 def _tdx(verified: VerifiedEvidence) -> dict[str, Any]:

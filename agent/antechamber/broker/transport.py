@@ -2,7 +2,6 @@
 
 import ssl
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -91,22 +90,10 @@ class Transport:
         import requests  # noqa: PLC0415  # 0.2 s: not before it is needed
         from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
-        if self._session is None:
-            self._session = _session(self._ca, self._watchdog)
         sent = {"User-Agent": _AGENT, "Accept-Encoding": "identity", **(headers or {})}
         timer = self._watchdog.start(2 * self._timeout_s)
-        end = time.monotonic() + 2 * self._timeout_s
         try:
-            response = self._session.request(
-                method,
-                self.base + path,
-                data=body,
-                headers=sent,
-                timeout=(self._timeout_s, self._timeout_s),
-                allow_redirects=False,
-                stream=True,
-            )
-            answer = _answer(response, limit, end)
+            answer = _answer(self._request(method, path, body, sent), limit)
         except (requests.RequestException, HTTPError, OSError) as e:
             raise self._translate(e) from e
         except BrokerUnreachable as e:
@@ -118,6 +105,19 @@ class Transport:
             self.close()
             raise self._late()
         return answer
+
+    def _request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> "requests.Response":
+        if self._session is None:
+            self._session = _session(self._ca, self._watchdog)
+        return self._session.request(
+            method,
+            self.base + path,
+            data=body,
+            headers=headers,
+            timeout=(self._timeout_s, self._timeout_s),
+            allow_redirects=False,
+            stream=True,
+        )
 
     def close(self) -> None:
         if self._session is not None:
@@ -161,7 +161,7 @@ def _causes(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _answer(response: "requests.Response", limit: int, end: float) -> Answer:
+def _answer(response: "requests.Response", limit: int) -> Answer:
     if encoding := response.headers.get("Content-Encoding"):
         raise _unreachable("broker.protocol", f"Content-Encoding {encoding[:32]!r} was not asked for")
     if not (
@@ -173,8 +173,6 @@ def _answer(response: "requests.Response", limit: int, end: float) -> Answer:
         body += chunk
         if len(body) > limit:
             raise _unreachable("broker.size", f"an answer of over {limit} bytes")
-        if time.monotonic() > end:
-            raise _unreachable("broker.unreachable", "the answer takes too long")
     response.raw.release_conn()
     headers = {name.lower(): value for name, value in response.headers.items()}
     cookies = tuple(response.raw.headers.getlist("set-cookie"))

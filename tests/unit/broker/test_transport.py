@@ -59,7 +59,9 @@ def peer(
 
 def say(*parts: bytes, pause_s: float = 0.0) -> Callable[[socket.socket], None]:
     def answer(tls: socket.socket) -> None:
-        tls.recv(65536)
+        asked = b""
+        while not asked.endswith(b"\r\n\r\n") and not asked.endswith(b"{}"):  # to close on unread bytes is a reset
+            asked += tls.recv(65536)
         for part in parts:
             tls.sendall(part)
             time.sleep(pause_s)
