@@ -21,6 +21,7 @@ from antechamber.model.store import Model, unlock
 from antechamber.ports import HostProbe, KeyBroker, QuoteSource
 from antechamber.secret import Secret
 
+MODEL_DIRECTORY = "model"  # in runtime_dir
 NOT_YET = "antechamber"  # subject of the request; the broker names the certificate by its own rule
 
 
@@ -95,7 +96,7 @@ def unlock_model(
         Path(cfg.model.source),
         key,
         model_hash=cfg.model.hash,
-        destination=Path(cfg.runtime_dir, "model"),
+        destination=Path(cfg.runtime_dir, MODEL_DIRECTORY),
         in_memory=host.in_memory,
         progress=progress,
     )

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from antechamber import log
-from antechamber.boot.attest import release, unlock_model
+from antechamber.boot.attest import MODEL_DIRECTORY, release, unlock_model
 from antechamber.boot.attestor import Attestor, Public
 from antechamber.boot.identity import Identity, challenge, collateral, identity
 from antechamber.boot.launch import planned, set_ready
@@ -17,7 +18,7 @@ from antechamber.boot.settings import Settings, settle
 from antechamber.config import BrokerConfig
 from antechamber.engine.catalog import Launch
 from antechamber.errors import ConfigError
-from antechamber.model.store import Model, destroy
+from antechamber.model.store import Model, erase
 from antechamber.ports import Hardware, KeyBroker, TeeKey
 
 
@@ -42,8 +43,11 @@ class Booted:
     attestor: Attestor
 
 
-def boot(path: str, adapters: Adapters) -> Booted:
-    """Take a fresh guest to a launchable engine, or refuse. Stages 1 to 11."""
+def boot(path: str, adapters: Adapters, undo: ExitStack) -> Booted:
+    """Take a fresh guest to a launchable engine, or refuse. Stages 1 to 11.
+
+    `undo` removes the plaintext when the caller is done, or at any exception, a signal's included.
+    """
     hw = adapters.hardware
     settings = settle(path, hw.measurements)  # 1
     platform = preflight(settings, hw)  # 2
@@ -56,16 +60,11 @@ def boot(path: str, adapters: Adapters) -> Booted:
     runtime = RuntimeLog(hw.measurements, Path(_runtime_dir(settings), "eventlog"))
     measured = measure(settings, runtime, engine_event, verdict, keys)  # 7
     released = release(settings, hw.quotes, broker, asked, verdict, measured, keys)  # 8
-    try:
-        capped = cap(measured, keys)  # 9
-        model = unlock_model(settings, capped, released.key, hw.host, Progress("unlock"))  # 10
-    finally:
-        released.key.destroy()
-    try:
-        set_ready(hw.gpus, model)  # 11
-    except BaseException:
-        destroy(model)
-        raise
+    undo.callback(released.key.destroy)
+    capped = cap(measured, keys)  # 9
+    undo.callback(erase, Path(settings.config.runtime_dir, MODEL_DIRECTORY))
+    model = unlock_model(settings, capped, released.key, hw.host, Progress("unlock"))  # 10
+    set_ready(hw.gpus, model)  # 11
     public = Public(measured, keys.tls_spki, keys.receipt_spki)
     attestor = Attestor(settings, hw, broker, adapters.new_tee_key, public)
     return Booted(settings, keys, released.certificate, model, launch, attestor)

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,7 @@ from antechamber.errors import AgentError, AppraisalRefused, EngineFailed
 from antechamber.model.store import destroy
 
 _TICK_S = 0.2
+_DRAIN_S = 12.0  # the gateway lets running answers end for 10 s
 _PARTS_S = 120  # how long systemd may take to start the parts that we hand over to
 
 
@@ -38,14 +39,20 @@ class Serving:
     """A booted guest, its socket, and in `run` its children."""
 
     booted: Booted
-    server: AgentServer
+    server: AgentServer | None
     engine: EngineProcess | None = None
     gateway: EngineProcess | None = None
+
+    @property
+    def handover(self) -> Handover:
+        if self.server is None:
+            raise RuntimeError("the agent's socket is not open")
+        return self.server.handover
 
 
 def serve_children(config: str, adapters: Adapters) -> int:
     """`antechamber run`: engine and gateway are our children."""
-    with stoppable(), serving(boot(config, adapters)) as guest:
+    with stoppable(), ExitStack() as undo, serving(boot(config, adapters, undo)) as guest:
         cfg = guest.booted.settings.config
         guest.engine = launch_engine(guest.booted.launch, cfg.engine.user)
         admit(guest)
@@ -57,7 +64,7 @@ def serve_children(config: str, adapters: Adapters) -> int:
 
 def serve_handover(config: str, adapters: Adapters) -> int:
     """`antechamber boot`: systemd starts `antechamber exec` and `antechamber gateway`, which ask us."""
-    with stoppable(), serving(boot(config, adapters)) as guest:
+    with stoppable(), ExitStack() as undo, serving(boot(config, adapters, undo)) as guest:
         notify("READY=1\nSTATUS=proven; the engine may start")
         admit(guest)
         opened(guest)
@@ -67,9 +74,11 @@ def serve_handover(config: str, adapters: Adapters) -> int:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into an orderly end."""
+    """Turn the first SIGTERM or SIGINT into an orderly end, which no second one interrupts."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.SIG_IGN)
         raise Stopped
 
     old = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -84,28 +93,42 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def serving(booted: Booted) -> Iterator[Serving]:
-    """Hold the agent's socket open; on the way out, close the port first, and leave nothing."""
-    runtime = Path(booted.settings.config.runtime_dir)
-    guest: Serving | None = None
+    """Hold the agent's socket open; on the way out, close the port first, and leave nothing.
+
+    An orderly stop lets running answers end; after a failure the port is gone at once.
+    """
+    guest, grace_s = Serving(booted, None), 0.0
     try:
-        handover = _handover(booted)
-        server = AgentServer(runtime / "agent.sock", handover, booted.attestor)
-        guest = Serving(booted, server)
+        guest.server = AgentServer(_runtime(booted) / "agent.sock", _handover(booted), booted.attestor)
         yield guest
+    except Stopped:
+        grace_s = _DRAIN_S
+        raise
     finally:
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, signal.SIG_IGN)  # nothing interrupts the wiping
-        if guest is not None:
-            for part in (guest.gateway, guest.engine):
-                if part is not None:
-                    part.stop(grace_s=5.0)
-            guest.server.shutdown()
-            guest.server.server_close()
-        destroy(booted.model)
+        wipe(guest, grace_s)
+
+
+def wipe(guest: Serving, grace_s: float) -> None:
+    """Port, engine, socket, plaintext: in this order, and each whatever became of the others."""
+    booted, runtime = guest.booted, _runtime(guest.booted)
+    with ExitStack() as last_first:
+        last_first.callback(log.event, "wiped", model=booted.settings.config.model.hash)
+        last_first.callback(shutil.rmtree, runtime / "engine", ignore_errors=True)
         for name in ("agent.sock", "eventlog"):
-            (runtime / name).unlink(missing_ok=True)
-        shutil.rmtree(runtime / "engine", ignore_errors=True)
-        log.event("wiped", model=booted.settings.config.model.hash)
+            last_first.callback((runtime / name).unlink, missing_ok=True)
+        last_first.callback(destroy, booted.model)
+        if guest.server is not None:
+            last_first.callback(guest.server.server_close)
+            last_first.callback(guest.server.shutdown)
+        for part in (guest.engine, guest.gateway):
+            if part is not None:
+                last_first.callback(part.stop, grace_s=grace_s)
+
+
+def _runtime(booted: Booted) -> Path:
+    return Path(booted.settings.config.runtime_dir)
 
 
 def _handover(booted: Booted) -> Handover:
@@ -159,14 +182,14 @@ def admit(guest: Serving) -> None:
     sealed = [a.text for a in golden.accept if (a.engine, a.precision) == (cfg.engine.kind, cfg.engine.precision)]
     probe.require_golden(sealed, text)
     guest.booted.attestor.reattest()
-    guest.server.handover.admitted.set()
+    guest.handover.admitted.set()
 
 
 @log.stage("serve")
 def opened(guest: Serving) -> None:
     """The port is open. Raises EngineFailed `gateway.timeout`, `gateway.died`."""
     deadline = time.monotonic() + _PARTS_S
-    while not guest.server.handover.listening.wait(_TICK_S):
+    while not guest.handover.listening.wait(_TICK_S):
         if guest.gateway is not None and not guest.gateway.alive:
             raise EngineFailed("gateway.died", "the gateway ended before it listened", hint="read its last log lines")
         if time.monotonic() > deadline:

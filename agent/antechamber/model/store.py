@@ -87,8 +87,14 @@ def unlock(
 
 def destroy(model: Model) -> None:
     """Remove the plaintext. Pages that an engine still maps are freed when it ends."""
-    with translated_errors(str(model.path)), contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(model.path)
+    erase(model.path)
+
+
+def erase(destination: Path) -> None:
+    """Remove whatever `unlock` may have put at `destination`, also before it was whole."""
+    for path in (destination, destination.with_name(_partial(destination))):
+        with translated_errors(str(path)), contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
 
 def _open_manifest(source: int, key: Secret) -> tuple[PackageKeys, Manifest]:
