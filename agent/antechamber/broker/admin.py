@@ -7,6 +7,7 @@ import signal
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from os import urandom
 from pathlib import Path
 
@@ -186,6 +187,8 @@ def serve(directory: Path, listen: str | None = None, ready_fd: int | None = Non
     """
     _quiet()
     broker, settings = load_broker(directory)
+    with suppress(ConfigError):  # logged there; until the file is right, each request is refused
+        broker.rules.current()
     try:
         asyncio.run(_serve(broker, settings, directory, listen or settings.listen, ready_fd))
     except OSError as e:

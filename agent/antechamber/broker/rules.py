@@ -1,6 +1,7 @@
 """The broker's rules: which resource goes to which guest, in which phase of its life. What no rule names is denied."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -162,5 +163,7 @@ class RulesFile:
         except AgentError as e:
             log.failure(e)
             return e if isinstance(e, ConfigError) else ConfigError(e.code, e.detail, hint=e.hint)
-        log.event("rules.loaded", digest=loaded.digest, anchors=str(loaded.rules.anchors.anchors()))
+        anchors = loaded.rules.anchors.anchors()
+        level = logging.INFO if anchors.vendors else logging.WARNING  # a simulated anchor is said loudly
+        log.event("rules.loaded", level=level, digest=loaded.digest, anchors=str(anchors))
         return loaded

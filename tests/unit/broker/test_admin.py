@@ -14,6 +14,7 @@ from antechamber.broker.admin_token import AdminVerifier, build_admin_token
 from antechamber.broker.settings import AdminSettings, load_settings, parse_listen
 from antechamber.errors import AgentError, BrokerDenied, ConfigError
 
+pytestmark = pytest.mark.filterwarnings("ignore:EdDSA is deprecated")
 SETTINGS = AdminSettings(public_key="")
 
 

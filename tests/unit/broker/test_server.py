@@ -16,6 +16,7 @@ from antechamber.errors import BrokerDenied
 from antechamber.evidence.collateral import open_collateral
 from antechamber.evidence.ear import parse_ear
 
+pytestmark = pytest.mark.filterwarnings("ignore:EdDSA is deprecated")
 PLUGIN = PREFIX + "/external/antechamber"
 
 
