@@ -1,0 +1,123 @@
+"""A policy accepts nothing by omission."""
+
+import base64
+import copy
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from antechamber.errors import ConfigError
+from antechamber.evidence.policy import load_policy
+
+POLICY: dict[str, Any] = {
+    "version": 1,
+    "anchors": {"intel": "intel", "nvidia": "nvidia"},
+    "collateral": {"signer": base64.b64encode(bytes(32)).decode(), "max_age_s": 3600, "min_tcb_eval": 17},
+    "tdx": {
+        "mr_td": ["11" * 48],
+        "rtmr0": "unpinned",
+        "rtmr1": ["22" * 48],
+        "rtmr2": ["33" * 48],
+        "mr_config_id": "zero",
+        "mr_owner": "zero",
+        "mr_owner_config": "zero",
+        "mr_seam": "unpinned",
+        "td_attributes": ["0000001000000000"],
+        "xfam": ["e702060000000000"],
+        "tcb_status": ["UpToDate"],
+        "advisories": [],
+    },
+    "events": {
+        "config": ["sha384:" + "44" * 48],
+        "init-data": "unpinned",
+        "engine": ["sha384:" + "55" * 48],
+        "model": ["sha256:" + "66" * 32],
+        "gpu": "unpinned",
+    },
+    "gpu": {
+        "count": 1,
+        "arch": ["HOPPER"],
+        "modes": ["spt"],
+        "driver_min": "570.124.06",
+        "vbios": "unpinned",
+        "measurements": "not-appraised",
+        "revocation": "not-appraised",
+    },
+}
+
+
+def code_of(document: object) -> str:
+    with pytest.raises(ConfigError) as refused:
+        load_policy(yaml.safe_dump(document))
+    return refused.value.code
+
+
+def test_policy_loads_when_it_is_complete() -> None:
+    assert load_policy(yaml.safe_dump(POLICY)).tdx.mr_td == ("11" * 48,)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "null", "[]", "version: 1", "\0"])
+def test_policy_refuses_when_it_is_empty_or_incomplete(text: str) -> None:
+    with pytest.raises(ConfigError):
+        load_policy(text)
+
+
+def _keys() -> list[tuple[str, ...]]:
+    inner = [(k, i) for k, v in POLICY.items() if isinstance(v, dict) for i in v]
+    return [(k,) for k in POLICY] + inner
+
+
+@pytest.mark.parametrize("path", _keys(), ids=".".join)
+def test_policy_refuses_when_a_key_is_missing(path: tuple[str, ...]) -> None:
+    document = copy.deepcopy(POLICY)
+    target = document
+    for key in path[:-1]:
+        target = target[key]
+    del target[path[-1]]
+    assert code_of(document) in ("policy.missing", "policy.value")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("tdx", "mr_td", []),
+        ("tdx", "mr_td", "unpinned"),
+        ("tdx", "mr_td", "zero"),
+        ("tdx", "mr_td", ["AA" * 48]),
+        ("tdx", "mr_td", ["11" * 47]),
+        ("tdx", "mr_config_id", "unpinned"),
+        ("tdx", "td_attributes", []),
+        ("tdx", "xfam", ["00"]),
+        ("tdx", "tcb_status", []),
+        ("tdx", "tcb_status", ["Revoked"]),
+        ("events", "config", "zero"),
+        ("events", "config", []),
+        ("events", "model", "unpinned"),
+        ("events", "model", ["sha256:0"]),
+        ("events", "another", "unpinned"),
+        ("collateral", "signer", "AAAA"),
+        ("collateral", "max_age_s", 0),
+        ("collateral", "min_tcb_eval", 0),
+        ("gpu", "count", 0),
+        ("gpu", "modes", []),
+        ("gpu", "modes", ["devtools"]),
+        ("gpu", "driver_min", "new"),
+        ("gpu", "measurements", "appraised"),
+        ("gpu", "revocation", True),
+        ("anchors", "intel", "none"),
+    ],
+)
+def test_policy_refuses_when_a_value_would_accept_too_much_or_nothing(section: str, key: str, value: object) -> None:
+    document = copy.deepcopy(POLICY)
+    document[section][key] = value
+    assert code_of(document) in ("policy.value", "policy.type")
+
+
+@given(st.binary(max_size=300))
+def test_policy_loads_or_refuses_any_bytes(raw: bytes) -> None:
+    with suppress(ConfigError):
+        load_policy(raw)
