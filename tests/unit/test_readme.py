@@ -53,3 +53,15 @@ def test_every_command_has_an_example_when_help_is_asked() -> None:
 @pytest.mark.parametrize("link", re.findall(r"\]\(((?:agent|docs|pyproject)[^)]*)\)", README))
 def test_link_of_the_readme_leads_somewhere(link: str) -> None:
     assert (ROOT / link).exists()
+
+
+def test_examples_of_the_documentation_load() -> None:
+    from antechamber import config
+    from antechamber.broker.rules import load_rules
+    from antechamber.evidence.policy import load_policy
+
+    examples = ROOT / "docs" / "examples"
+    guest, _ = config.load(str(examples / "antechamber.yaml"))
+    rules = load_rules((examples / "broker-policy.yaml").read_bytes()).rules
+    assert load_policy((examples / "policy.yaml").read_bytes()) == rules.policies["production"]
+    assert f"kbs:///{next(iter(rules.resources))}" == guest.model.key

@@ -11,6 +11,8 @@ from antechamber.cli.relying import read
 from antechamber.errors import ConfigError, HardwareUnavailable
 
 if TYPE_CHECKING:
+    from dcap_qvl import QuoteCollateralV3
+
     from antechamber.model.manifest import Golden
 
 
@@ -120,11 +122,17 @@ def collateral_fetch(args: argparse.Namespace) -> int:
 
     quote = Quote.parse(read(args.quote))
     try:
-        collateral = asyncio.run(dcap_qvl.get_collateral(args.url, quote.raw))
+        collateral = asyncio.run(_collateral(args.url, quote.raw))
     except (ValueError, RuntimeError, OSError) as e:
         raise HardwareUnavailable("collateral.fetch", str(e)[:300], hint="see that the PCCS answers") from e
     print(collateral.to_json())
     return 0
+
+
+async def _collateral(url: str, quote: bytes) -> "QuoteCollateralV3":
+    import dcap_qvl
+
+    return await dcap_qvl.get_collateral(url, quote)  # wants the loop to run already when it is called
 
 
 def collateral_show(args: argparse.Namespace) -> int:
