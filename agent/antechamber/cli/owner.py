@@ -112,20 +112,21 @@ def broker_put(args: argparse.Namespace) -> int:
 
 def collateral_fetch(args: argparse.Namespace) -> int:
     """`antechamber collateral fetch`: JSON to stdout."""
-    try:
-        import dcap_qvl
-    except ImportError as e:
-        raise ConfigError("install.dcap-qvl", "dcap-qvl is not installed", hint="install antechamber[broker]") from e
     import asyncio
+    import importlib.util
 
+    from antechamber.evidence.collateral import TdxCollateral
     from antechamber.evidence.tdx import Quote
 
+    if importlib.util.find_spec("dcap_qvl") is None:
+        raise ConfigError("install.dcap-qvl", "dcap-qvl is not installed", hint="install antechamber[broker]")
     quote = Quote.parse(read(args.quote))
     try:
-        collateral = asyncio.run(_collateral(args.url, quote.raw))
+        found = json.loads(asyncio.run(_collateral(args.url, quote.raw)).to_json())
     except (ValueError, RuntimeError, OSError) as e:
         raise HardwareUnavailable("collateral.fetch", str(e)[:300], hint="see that the PCCS answers") from e
-    print(collateral.to_json())
+    found.pop("pck_certificate_chain", None)  # the quote carries its own
+    print(TdxCollateral.parse(json.dumps(found).encode()).text)
     return 0
 
 
