@@ -270,14 +270,14 @@ def test_endless_answer_is_cut() -> None:
 def test_dripping_answer_ends_at_the_deadline(begin: bytes) -> None:
     def drip(link: ssl.SSLSocket) -> None:
         link.sendall(begin)
-        for _ in range(100):
+        for _ in range(300):
             link.sendall(b"a")
             time.sleep(0.05)
 
     start = time.monotonic()
     with serving(*certificate(), drip) as port, pytest.raises(EndpointUnreachable):
         get(Origin("localhost", port), "/", deadline_s=0.5)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(

@@ -211,13 +211,13 @@ def test_slow_head_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     with running() as world, world.connect() as link:
         start = time.monotonic()
         link.sendall(b"GET /v1/models HTTP/1.1\r\n")
-        for i in range(20):
+        for i in range(100):
             time.sleep(0.1)
             try:
                 link.sendall(b"X%d: a\r\n" % i)
             except (OSError, ssl.SSLError):
                 break
-        assert time.monotonic() - start < 1.9
+        assert time.monotonic() - start < 8
     assert not world.engine.requests
 
 

@@ -67,7 +67,7 @@ def test_quote_of_another_tee_is_refused(tmp_path: Path) -> None:
 def test_host_that_never_answers_is_killed_and_cleaned_up(tmp_path: Path) -> None:
     begin = time.monotonic()
     assert refusal(tmp_path, FakeTsm(hang_s=60), 0.3) == "tsm.timeout"
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 10
     assert os.listdir(tmp_path) == []
 
 

@@ -34,7 +34,7 @@ def test_within_kills_at_the_deadline_and_reaps() -> None:
     with pytest.raises(HardwareUnavailable) as refused:
         within(0.1, LATE, lambda: time.sleep(60) or b"")
     assert refused.value is LATE
-    assert time.monotonic() - begin < 1.0
+    assert time.monotonic() - begin < 10
     assert children() == before
 
 
