@@ -4,6 +4,7 @@ import asyncio
 import json
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from antechamber.broker.jwe import TeeKey
 from antechamber.broker.kbs import Kbs
 from antechamber.broker.messages import PREFIX
 from antechamber.broker.transport import Transport
+from antechamber.evidence.anchors import Anchors, spki_sha256
 from antechamber.evidence.bundle import sha384
 from antechamber.evidence.composite import (
     CompositeEvidence,
@@ -31,6 +33,7 @@ from antechamber.evidence.composite import (
     report_data,
 )
 from antechamber.evidence.eventlog import CAP, DOMAIN, AaelEvent, compose_log
+from antechamber.evidence.gpu_chain import gpu_event, verify_devices
 from antechamber.simulator.intel import IntelPki
 from antechamber.simulator.knobs import Knobs
 from antechamber.simulator.machine import Machine
@@ -55,6 +58,12 @@ class Guest:
     def tls_event(self) -> str:
         return sha384(self.tls.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
+    @property
+    def gpu_event(self) -> str:
+        root, nonce = x509.load_pem_x509_certificate(self.machine.nvidia.root_pem.encode()), bytes(32)
+        anchors, devices = Anchors(None, spki_sha256(root)), self.machine.collect(nonce)
+        return gpu_event(verify_devices(devices, nonce=nonce, anchors=anchors, now=int(time.time())))
+
     def extend(self, operation: str, content: str) -> None:
         event = AaelEvent(DOMAIN, operation, content)
         self.log += event.encode()
@@ -62,7 +71,7 @@ class Guest:
 
     def measure(self) -> None:
         any_ = "sha384:" + "22" * 48
-        contents = {"config": any_, "init-data": any_, "engine": any_, "model": MODEL_HASH, "gpu": any_}
+        contents = {"config": any_, "init-data": any_, "engine": any_, "model": MODEL_HASH, "gpu": self.gpu_event}
         for operation, content in (contents | {"tls": self.tls_event, "receipt": any_}).items():
             self.extend(operation, content)
 

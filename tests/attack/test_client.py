@@ -126,6 +126,13 @@ def test_claimed_nonce_that_no_quote_binds_is_refused() -> None:
     assert refused.value.code == "quote.report-data"
 
 
+def test_gpu_that_was_swapped_after_the_boot_is_refused() -> None:
+    guest = Guest(certificate()[1])
+    guest.machine.gpus = (guest.machine.nvidia.device(1),)  # as genuine, but not the one that was measured
+    result, _ = saved.verify_saved(guest.bundle("ab" * 32)[0], guest.policy())
+    assert [c.code for c in result.claims if c.outcome == "failed"] == ["appraisal.gpu-identity"]
+
+
 def test_evidence_of_another_answer_is_refused() -> None:
     with running() as world:
         guest = booted(world)

@@ -174,6 +174,8 @@ def _events(verified: VerifiedEvidence, policy: Policy, phase: Phase) -> Iterato
 def _gpus(verified: VerifiedEvidence, policy: Policy) -> Iterator[Claim]:
     wanted, gpus = policy.gpu, verified.gpus
     yield _claim("gpu count", len(gpus) == wanted.count, len(gpus), wanted.count)
+    measured, shown = event_content(verified.events, "gpu"), gpu_chain.gpu_event(gpus)
+    yield _claim("gpu identity", measured == shown, shown, f"the GPUs measured at boot, {measured or 'none'}")
     for i, gpu in enumerate(gpus):
         yield _claim(f"gpu{i} arch", gpu.arch in wanted.arch, gpu.arch, " or ".join(wanted.arch))
         yield _claim(f"gpu{i} mode", gpu.mode in wanted.modes, gpu.mode, " or ".join(wanted.modes))

@@ -4,18 +4,19 @@ Measurements are not compared with RIMs and revocation is not asked: the claims 
 Source: NVIDIA nvtrust and attestation SDK 1.2.2 (behaviour), TCG DICE Attestation Architecture 1.1 (extensions).
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeAlias
 
+import rfc8785
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA384, Hash
 from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from antechamber.errors import AppraisalRefused, MalformedEvidence
@@ -62,10 +63,10 @@ class GpuClaims:
     revocation_appraised: bool = False
 
     def to_json(self) -> dict[str, JSON]:
-        """For tokens and the `gpu` event: measurements as one SHA-384 over all, since 64 do not fit a header."""
-        digest = Hash(SHA384())
-        for value in self.measurements:
-            digest.update(value)
+        """For tokens and the `gpu` event: only what every report of this device in one boot says alike.
+
+        The measurements are left out: nothing promises that all 64 stay the same while the device works.
+        """
         return {
             "arch": self.arch,
             "brom_serial": self.brom_serial,
@@ -73,7 +74,6 @@ class GpuClaims:
             "debug": self.debug,
             "driver_version": self.driver_version,
             "fwid_matched": self.fwid_matched,
-            "measurements": f"sha384:{digest.finalize().hex()}",
             "measurements_appraised": self.measurements_appraised,
             "mode": self.mode,
             "revocation_appraised": self.revocation_appraised,
@@ -81,6 +81,14 @@ class GpuClaims:
             "ueid": self.ueid,
             "vbios_version": self.vbios_version,
         }
+
+
+def gpu_event(claims: Sequence[GpuClaims]) -> str:
+    """Content of the `gpu` event: `sha384:<hex>` of the claims as one RFC 8785 list, in the order collected.
+
+    Measured at boot and computed again from the Evidence of every verdict: other devices give another content.
+    """
+    return "sha384:" + hashlib.sha384(rfc8785.dumps([c.to_json() for c in claims])).hexdigest()
 
 
 def verify_devices(

@@ -11,9 +11,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from unit.gateway.world import World
 
 from antechamber.evidence import eventlog
+from antechamber.evidence.anchors import Anchors, spki_sha256
 from antechamber.evidence.bundle import Transcript, compose, gpu_nonce, report_data, sha384, transcript_text
 from antechamber.evidence.collateral import TdxCollateral, seal_collateral
 from antechamber.evidence.composite import CompositeEvidence, additional_evidence
+from antechamber.evidence.gpu_chain import gpu_event, verify_devices
 from antechamber.evidence.policy import Policy, load_policy
 from antechamber.evidence.tdx import Quote
 from antechamber.simulator.intel import IntelPki
@@ -39,7 +41,7 @@ class Guest:
         self.time = int(time.time()) - age_s
         self.contents = {
             "config": sha384(b"config"), "init-data": sha384(bytes(48)), "engine": sha384(b"engine"), "model": MODEL,
-            "gpu": sha384(b"gpu"), "tls": sha384(self.tls_spki), "receipt": sha384(self.receipt_spki),
+            "gpu": self.gpu_event(), "tls": sha384(self.tls_spki), "receipt": sha384(self.receipt_spki),
             "released": sha384(self.tls_spki),
         }  # fmt: skip
         self.aael = b""
@@ -47,6 +49,12 @@ class Guest:
             event = eventlog.AaelEvent(eventlog.DOMAIN, operation, self.contents[operation])
             self.machine.extend_rtmr3(event.digest())
             self.aael += event.encode()
+
+    def gpu_event(self) -> str:
+        """Of the GPUs that the machine has, over any nonce."""
+        root = x509.load_pem_x509_certificate(self.machine.nvidia.root_pem.encode())
+        anchors, devices = Anchors(None, spki_sha256(root)), self.machine.collect(bytes(32))
+        return gpu_event(verify_devices(devices, nonce=bytes(32), anchors=anchors, now=self.time))
 
     def bundle(self, nonce: str) -> tuple[bytes, bytes]:
         """The bundle's text, and its quote."""

@@ -156,7 +156,7 @@ def test_appraise_fails_when_the_cap_names_another_key(guest: Guest, verified: V
 def test_appraise_fails_when_the_report_lacks_the_firmware_digest(guest: Guest, verified: VerifiedEvidence) -> None:
     gpu = dataclasses.replace(verified.gpus[0], fwid_matched=False)
     result = appraise(dataclasses.replace(verified, gpus=(gpu,)), guest.policy(), phase="released")
-    assert failed(result) == ["appraisal.gpu0-fwid"]
+    assert failed(result) == ["appraisal.gpu-identity", "appraisal.gpu0-fwid"]
 
 
 def test_result_refuses_when_nothing_was_appraised() -> None:

@@ -12,7 +12,7 @@ from vectors import needs_vectors
 
 from antechamber.errors import AppraisalRefused, MalformedEvidence
 from antechamber.evidence.composite import GpuEvidence, canonical
-from antechamber.evidence.gpu_chain import GpuClaims, verify_device, verify_devices
+from antechamber.evidence.gpu_chain import GpuClaims, gpu_event, verify_device, verify_devices
 
 HOPPER = "hopper/hopperAttestationReport.txt"
 
@@ -118,6 +118,16 @@ def test_claims_to_json_is_canonical_and_small() -> None:
     assert claims["measurements_appraised"] is False
     assert claims["revocation_appraised"] is False
     assert (claims["secure_boot"], claims["debug"]) == (None, None)
+
+
+def test_gpu_event_is_the_same_over_any_nonce_and_another_for_other_devices() -> None:
+    def event(device: FakeDevice, nonce: bytes) -> str:
+        evidence = device.evidence(device.sign(signed_part(nonce=nonce)))
+        return gpu_event(verify_devices([evidence], nonce=nonce, anchors=device.anchors, now=NOW))
+
+    device = FakeDevice()
+    assert event(device, NONCE) == event(device, bytes(32))
+    assert len({event(device, NONCE), event(FakeDevice(), NONCE), gpu_event(())}) == 3
 
 
 def test_verify_devices_accepts_none() -> None:
