@@ -156,6 +156,7 @@ def policy(intel: IntelPki, nvidia: NvidiaPki, signer: str) -> dict[str, object]
             "measurements": "not-appraised",
             "revocation": "not-appraised",
         },
+        "attestation_result": "not-appraised",
     }
 
 

@@ -125,7 +125,7 @@ class GpuPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultPolicy:
-    """`attestation_result:`: whose EAR token counts beside the Evidence."""
+    """`attestation_result:`: whose EAR token must stand beside the Evidence."""
 
     ca: str  # PEM: the token signer's chain ends there
 
@@ -144,7 +144,7 @@ class Policy:
     tdx: TdxPolicy
     events: Mapping[str, Pin]  # config, init-data, engine, model, gpu: content, or "unpinned"
     gpu: GpuPolicy
-    attestation_result: ResultPolicy | None = None
+    attestation_result: ResultPolicy | Literal["not-appraised"]  # the broker, which issues it, appraises none
 
     def __post_init__(self) -> None:
         if set(self.events) != set(PINNED_EVENTS):

@@ -191,6 +191,7 @@ class Deployment:
                 "measurements": "not-appraised",
                 "revocation": "not-appraised",
             },
+            "attestation_result": "not-appraised",  # the broker issues it
         }
 
     def start_broker(self) -> None:

@@ -99,6 +99,7 @@ class Guest:
                 "count": 1, "arch": ["HOPPER"], "modes": ["spt"], "driver_min": "570.00", "vbios": "unpinned",
                 "measurements": "not-appraised", "revocation": "not-appraised",
             },
+            "attestation_result": "not-appraised",
         }  # fmt: skip
         return load_policy(yaml.safe_dump(rules))
 

@@ -47,6 +47,7 @@ POLICY: dict[str, Any] = {
         "measurements": "not-appraised",
         "revocation": "not-appraised",
     },
+    "attestation_result": "not-appraised",
 }
 
 
@@ -115,6 +116,11 @@ def test_policy_refuses_when_a_value_would_accept_too_much_or_nothing(section: s
     document = copy.deepcopy(POLICY)
     document[section][key] = value
     assert code_of(document) in ("policy.value", "policy.type")
+
+
+@pytest.mark.parametrize("value", [None, "", "appraised", True, [], {}, {"ca": ""}, {"ca": None}])
+def test_policy_refuses_when_the_attestation_result_is_accepted_in_no_words(value: object) -> None:
+    assert code_of(POLICY | {"attestation_result": value}).startswith("policy.")
 
 
 @given(st.binary(max_size=300))
