@@ -20,7 +20,7 @@ from antechamber.evidence import bundle as bundles
 from antechamber.evidence.collateral import open_collateral, seal_collateral
 from antechamber.evidence.eventlog import CAP, DOMAIN, ORDER, AaelEvent
 from antechamber.evidence.policy import signer_key
-from antechamber.ports import Hardware, KeyBroker
+from antechamber.ports import GpuMode, Hardware, KeyBroker
 
 NONCE = bytes(range(32))
 
@@ -112,6 +112,47 @@ def test_ready_state_is_untouched_when_the_boot_is_refused(here: World) -> None:
     machine = here.machine(debug=True)
     assert refused(here, machine) == "tdx.debug"
     assert not machine.ready
+
+
+@pytest.mark.parametrize("reads", [2, 3, 4])
+def test_cc_mode_is_read_again_when_the_host_changes_it_later(here: World, reads: int) -> None:
+    """Right at preflight, off at stage 6, on the other side of the collection, or before the ready state."""
+    seen = 0
+
+    def fading(hw: Hardware) -> Hardware:
+        def mode() -> GpuMode:
+            nonlocal seen
+            seen += 1
+            return hw.gpus.mode() if seen < reads else dataclasses.replace(hw.gpus.mode(), cc_feature=False)
+
+        return dataclasses.replace(hw, gpus=Around(hw.gpus, mode=mode))
+
+    machine = here.machine()
+    assert refused(here, machine, hardware=fading) == "gpu.cc-mode"
+    assert not machine.ready
+
+
+def test_protected_pcie_is_refused_while_no_switch_is_verified(here: World) -> None:
+    config = here.config(gpus={"count": 8})
+    assert refused(here, here.machine(gpus=8, multi_gpu="protected-pcie"), config=config) == "gpu.switches"
+
+
+def test_verdict_fails_when_another_genuine_gpu_answers(here: World) -> None:
+    gpus: list[Around] = []
+
+    def watched(hw: Hardware) -> Hardware:
+        gpus.append(Around(hw.gpus))
+        return dataclasses.replace(hw, gpus=gpus[0])
+
+    booted = here.boot(hardware=watched)
+    others = here.machine(gpus=2)
+    gpus[0]._methods["collect"] = lambda nonce: others.collect(nonce)[1:]
+    with pytest.raises(AgentError) as caught:
+        booted.attestor.reattest()
+    assert caught.value.code == "gpu.changed"
+    with pytest.raises(AgentError) as caught:
+        booted.attestor.bundle(NONCE)
+    assert caught.value.code in ("bundle.none", "bundle.refused")
 
 
 # -- the registers and the quote

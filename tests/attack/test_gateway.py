@@ -11,7 +11,7 @@ import time
 import pytest
 from unit.gateway.world import CHAT, FakeAgent, World, certificate, code, offered, running
 
-from antechamber.errors import PlatformUnfit
+from antechamber.errors import HardwareUnavailable, PlatformUnfit
 from antechamber.gateway import agent_link, attestation, door, proxy, tls
 
 END = b"Host: x\r\nConnection: close\r\n"
@@ -446,3 +446,23 @@ def test_gateway_refuses_a_key_that_is_not_the_certificates(tmp_path: object) ->
     agent.close()
     assert refused.value.code == "gateway.key"
     assert "PRIVATE" not in str(refused.value)
+
+
+def test_port_closes_when_the_agent_ends() -> None:
+    """However it ends: a guest that nobody watches serves nobody."""
+    with pytest.raises(HardwareUnavailable) as ended:
+        _end_of_the_agent()
+    assert ended.value.code == "agent.gone"
+
+
+def _end_of_the_agent() -> None:
+    with running() as world:
+        world.agent.ended.set()
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                world.connect().close()
+            except OSError:
+                return
+            time.sleep(0.05)
+        pytest.fail("the port is still open")

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from antechamber import log
 from antechamber.boot.identity import Clock, open_challenge, read_clock
 from antechamber.boot.measure import GpuVerdict, Measured, prove
-from antechamber.boot.preflight import Fault, describe, refuse
+from antechamber.boot.preflight import Fault, protected_faults, refuse
 from antechamber.boot.settings import Settings
-from antechamber.errors import AgentError, BrokerUnreachable, HardwareUnavailable
+from antechamber.errors import AgentError, AppraisalRefused, BrokerUnreachable, HardwareUnavailable
 from antechamber.evidence import tdx
 from antechamber.evidence.bundle import Transcript, compose, gpu_nonce, report_data, sha384, transcript_text
 from antechamber.evidence.composite import CompositeEvidence
@@ -124,19 +124,19 @@ class Attestor:
         return Epoch(started, clock, token, bundle, served)
 
     def _faults(self) -> list[Fault]:
-        gpus, count, faults = self._hw.gpus, self._settings.config.gpus.count, []
-        mode, seen = gpus.mode(), gpus.count()
-        if not mode.protected:
-            faults.append(Fault("gpu.cc-mode", f"CC mode is {describe(mode)}", "the GPU left CC mode: power off"))
-        if seen != count:
-            faults.append(Fault("gpu.count", f"NVML sees {seen} GPUs, {count} configured", "a GPU came or went"))
-        if not gpus.ready():
+        faults = protected_faults(self._hw.gpus, self._settings.config.gpus.count)[1]
+        if not self._hw.gpus.ready():
             faults.append(Fault("gpu.not-ready", "the GPUs' ready state is gone", "reload the driver: reboot"))
         return faults
 
     def _prove(self, nonce: bytes, now: int) -> GpuVerdict:
         cfg = self._settings.config
-        return prove(self._hw.gpus, cfg.gpus.count, nonce, cfg.trust.anchors(), now)
+        verdict = prove(self._hw.gpus, cfg.gpus.count, nonce, cfg.trust.anchors(), now)
+        if verdict.event != self._public.measured.gpu_event:
+            raise AppraisalRefused(
+                "gpu.changed", "not the GPUs that this boot measured", hint="a GPU was replaced: reboot"
+            )
+        return verdict
 
     def _now(self) -> int:
         return self._public_clock().now()
@@ -186,6 +186,8 @@ class Attestor:
         epoch = self._epoch
         if epoch is None:
             raise HardwareUnavailable("bundle.none", "no verdict yet", hint="ask again when the guest serves")
+        if self._failed is not None:
+            raise AppraisalRefused("bundle.refused", "the last verdict failed", hint="this guest is ending")
         with self._turn.take():
             text, quote = self._compose(nonce, epoch.clock, epoch.token)
         return text, self._store(1, text, quote)

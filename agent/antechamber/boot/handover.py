@@ -11,7 +11,7 @@ import struct
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,15 @@ class Handover:
     engine: Answer
     gateway: Answer
     key_fd: int | None
-    admitted: threading.Event  # set when the engine has answered the golden prompt
-    listening: threading.Event
     status: Callable[[], Answer]
+    admitted: threading.Event = field(default_factory=threading.Event)  # the engine answered the golden prompt
+    listening: threading.Event = field(default_factory=threading.Event)
+    only_pid: int | None = None  # in `run`: our own child, and no other process of our user; 0 before it is there
+
+    def expect(self, pid: int) -> None:
+        """From now on hand over, and only to the process `pid`."""
+        self.only_pid = pid
+        self.admitted.set()
 
 
 class AgentServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -57,6 +63,7 @@ class AgentServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.handover, self.attestor = handover, attestor
         self._flights: dict[bytes, Future[Answer]] = {}
         self._given: set[str] = set()
+        self._ended = threading.Event()
         self._lock = threading.Lock()
         path.unlink(missing_ok=True)
         old = os.umask(0o177)
@@ -68,20 +75,27 @@ class AgentServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Only root and our own user: the socket's mode says so too, this does not depend on it."""
-        _, uid, _ = _PEER.unpack(request.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-        return uid in (0, os.geteuid())
+        return _peer(request)[1] in (0, os.geteuid())
 
-    def answer(self, asked: Answer) -> tuple[Answer, int | None]:
-        """The answer to one request, and a file descriptor that goes with it."""
+    def server_close(self) -> None:
+        """Let the gateway go, and close."""
+        self._ended.set()
+        super().server_close()
+
+    def answer(self, asked: Answer, peer_pid: int) -> tuple[Answer, int | None]:
+        """The answer to one request of a process, and a file descriptor that goes with it."""
         op = asked.get("op")
         if op == "engine":
-            return self._once("engine", self.handover.engine), None
+            return self._once("engine", self.handover.engine, peer_pid), None
         if op == "gateway":
             if not self.handover.admitted.wait(timeout=7200):
                 raise HardwareUnavailable("handover.early", "the engine is not admitted", hint="start the engine")
-            answer, fd = self._once("gateway", self.handover.gateway), self.handover.key_fd
+            answer, fd = self._once("gateway", self.handover.gateway, peer_pid), self.handover.key_fd
             self.handover.key_fd = None
             return answer, fd
+        if op == "leash":
+            self._ended.wait()  # the gateway closes its port when this connection ends, however it ends
+            return {"ok": True}, None
         if op == "listening":
             self.handover.listening.set()
             return {"ok": True}, None
@@ -95,7 +109,11 @@ class AgentServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             return self._stored(str(asked.get("sha256"))), None
         raise ConfigError("handover.op", f"unknown request {str(op)[:32]!r}", hint="use this version's own parts")
 
-    def _once(self, part: str, answer: Answer) -> Answer:
+    def _once(self, part: str, answer: Answer, peer_pid: int) -> Answer:
+        if self.handover.only_pid not in (None, peer_pid):
+            raise AppraisalRefused(
+                "handover.process", f"{part} is not handed to process {peer_pid}", hint="it is started"
+            )
         with self._lock:
             if part in self._given:
                 raise AppraisalRefused("handover.spent", f"{part} was handed over", hint="a boot starts each part once")
@@ -135,6 +153,12 @@ class AgentServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
                 del self._flights[key]
 
 
+def _peer(connection: socket.socket) -> tuple[int, int, int]:
+    """pid, uid, gid of the other end. Source: unix(7), SO_PEERCRED."""
+    pid, uid, gid = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return pid, uid, gid
+
+
 class _Request(socketserver.StreamRequestHandler):
     server: AgentServer
     timeout = 30
@@ -146,7 +170,7 @@ class _Request(socketserver.StreamRequestHandler):
             asked = json.loads(line)
             if not isinstance(asked, dict):
                 raise ConfigError("handover.op", "not a JSON object", hint="use this version's own parts")
-            answer, fd = self.server.answer(asked)
+            answer, fd = self.server.answer(asked, _peer(self.connection)[0])
         except (ValueError, OSError) as e:
             answer = {"ok": False, "code": "handover.op", "detail": type(e).__name__, "hint": "send one line of JSON"}
         except AgentError as e:

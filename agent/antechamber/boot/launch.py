@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from antechamber import log
+from antechamber.boot.preflight import gpu_faults, protected_faults, refuse
 from antechamber.config import Config
 from antechamber.engine import catalog, process
 from antechamber.engine.catalog import Launch
@@ -26,12 +27,15 @@ def planned(cfg: Config) -> tuple[Launch, str]:
 
 
 @log.stage("ready")
-def set_ready(gpus: GpuSource, model: Model) -> None:
+def set_ready(gpus: GpuSource, count: int, model: Model) -> None:
     """Let the GPUs work, after everything else held: it cannot be taken back without a driver reload.
 
-    Raises HardwareUnavailable `nvml.*`, `gpu.not-ready`.
+    The gate is passed once more on both sides of it. Raises PlatformUnfit `gpu.*`, HardwareUnavailable `nvml.*`,
+    `gpu.not-ready`.
     """
+    refuse(gpu_faults(gpus, count)[1])
     gpus.set_ready()
+    refuse(protected_faults(gpus, count)[1])
     if not gpus.ready():
         raise HardwareUnavailable("gpu.not-ready", "the ready state did not take", hint="reload the driver: reboot")
 

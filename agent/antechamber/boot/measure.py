@@ -5,11 +5,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import rfc8785
-
 from antechamber import log
 from antechamber.boot.identity import Challenge, Clock, Identity
-from antechamber.boot.preflight import Platform
+from antechamber.boot.preflight import Platform, gpu_faults, refuse
 from antechamber.boot.settings import Settings
 from antechamber.errors import AppraisalRefused, HardwareUnavailable
 from antechamber.evidence import eventlog
@@ -17,7 +15,7 @@ from antechamber.evidence.anchors import Anchors
 from antechamber.evidence.bundle import sha384
 from antechamber.evidence.composite import additional_evidence
 from antechamber.evidence.eventlog import AaelEvent
-from antechamber.evidence.gpu_chain import GpuClaims, verify_devices
+from antechamber.evidence.gpu_chain import GpuClaims, gpu_event, verify_devices
 from antechamber.ports import GpuSource, MeasurementSource
 
 _ZERO = bytes(48)
@@ -32,13 +30,20 @@ class GpuVerdict:
 
     @property
     def event(self) -> str:
-        return sha384(rfc8785.dumps([c.to_json() for c in self.claims]))
+        return gpu_event(self.claims)
 
 
 @log.stage("gpus")
 def gpus(settings: Settings, platform: Platform, source: GpuSource, asked: Challenge, clock: Clock) -> GpuVerdict:
-    """One collection from every GPU over the challenge, verified locally. Raises AppraisalRefused `gpu.*`."""
-    return prove(source, settings.config.gpus.count, asked.gpu_nonce, settings.config.trust.anchors(), clock.now())
+    """One collection from every GPU over the challenge, verified locally; the mode is read again on both sides of it.
+
+    Raises PlatformUnfit `gpu.*`, AppraisalRefused `gpu.*`, HardwareUnavailable `nvml.*`.
+    """
+    count = settings.config.gpus.count
+    refuse(gpu_faults(source, count)[1])
+    verdict = prove(source, count, asked.gpu_nonce, settings.config.trust.anchors(), clock.now())
+    refuse(gpu_faults(source, count)[1])
+    return verdict
 
 
 def prove(source: GpuSource, count: int, nonce: bytes, anchors: Anchors, now: int) -> GpuVerdict:
@@ -63,7 +68,10 @@ class RuntimeLog:
         """Raises HardwareUnavailable `rtmr.extended` where RTMR3 is not fresh."""
         if measurements.read("rtmr3") != _ZERO:
             raise HardwareUnavailable("rtmr.extended", "RTMR3 is not fresh", hint="reboot: a boot runs once")
-        path.unlink(missing_ok=True)  # of an agent that ended before it extended anything
+        try:
+            path.unlink(missing_ok=True)  # of an agent that ended before it extended anything
+        except OSError as e:
+            raise _unwritable(path, e) from e
         self._measurements, self._path = measurements, path
         self._ccel = measurements.ccel()
         self._records = b""
@@ -82,19 +90,22 @@ class RuntimeLog:
             )
 
     def _append(self, record: bytes) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, record)
-            os.fsync(descriptor)
+            with open(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(record)
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as e:
-            raise HardwareUnavailable("rtmr.log", f"{self._path}: {e.strerror}", hint="runtime_dir on tmpfs") from e
-        finally:
-            os.close(descriptor)
+            raise _unwritable(self._path, e) from e
         self._records += record
 
     def cc_eventlog(self) -> bytes:
         """CCEL and our events, as the broker replays them."""
         return eventlog.compose_log(self._ccel, self._records)
+
+
+def _unwritable(path: Path, error: OSError) -> HardwareUnavailable:
+    return HardwareUnavailable("rtmr.log", f"{path}: {error.strerror}", hint="runtime_dir is a tmpfs that we may write")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +114,7 @@ class Measured:
 
     log: RuntimeLog
     engine_event: str
+    gpu_event: str
 
 
 @log.stage("measure")
@@ -121,7 +133,7 @@ def measure(
     }
     for operation in eventlog.ORDER:
         runtime.extend(operation, contents[operation])
-    return Measured(runtime, engine_event)
+    return Measured(runtime, engine_event, verdict.event)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from antechamber.boot.attestor import Attestor, Public
 from antechamber.boot.identity import Identity, challenge, collateral, identity
 from antechamber.boot.launch import planned, set_ready
 from antechamber.boot.measure import RuntimeLog, cap, gpus, measure
-from antechamber.boot.preflight import preflight
+from antechamber.boot.preflight import Platform, preflight
 from antechamber.boot.progress import Progress
 from antechamber.boot.settings import Settings, settle
 from antechamber.config import BrokerConfig
@@ -36,6 +36,7 @@ class Booted:
     """A proven guest with its model in memory and its GPUs ready; no engine, no port yet."""
 
     settings: Settings
+    platform: Platform
     keys: Identity
     certificate: bytes
     model: Model
@@ -64,10 +65,10 @@ def boot(path: str, adapters: Adapters, undo: ExitStack) -> Booted:
     capped = cap(measured, keys)  # 9
     undo.callback(erase, Path(settings.config.runtime_dir, MODEL_DIRECTORY))
     model = unlock_model(settings, capped, released.key, hw.host, Progress("unlock"))  # 10
-    set_ready(hw.gpus, model)  # 11
+    set_ready(hw.gpus, settings.config.gpus.count, model)  # 11
     public = Public(measured, keys.tls_spki, keys.receipt_spki)
     attestor = Attestor(settings, hw, broker, adapters.new_tee_key, public)
-    return Booted(settings, keys, released.certificate, model, launch, attestor)
+    return Booted(settings, platform, keys, released.certificate, model, launch, attestor)
 
 
 def _runtime_dir(settings: Settings) -> str:

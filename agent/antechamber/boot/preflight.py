@@ -11,7 +11,7 @@ from antechamber.errors import PlatformUnfit
 from antechamber.ports import GpuMode, GpuSource, Hardware, HostFacts, PciDevice
 
 NVIDIA = 0x10DE
-_DISPLAY, _BRIDGE_OTHER = 0x03, 0x0680
+_DISPLAY = 0x03  # PCI base class
 _PPCIE_DWORDS = {"", "RmEnableProtectedPcie=0x1", "RmEnableProtectedPcie=0x1;"}
 _NO_CORES = re.compile(r"(\|/bin/(false|true))?\Z")
 
@@ -118,7 +118,17 @@ def driver_faults(facts: HostFacts) -> Iterator[Fault]:
 
 
 def gpu_faults(gpus: GpuSource, count: int) -> tuple[GpuMode, list[Fault]]:
-    """The CC mode gate. Source: design, section 6."""
+    """The gate before a verdict: protected, complete, and not yet let to work."""
+    mode, faults = protected_faults(gpus, count)
+    if gpus.ready():
+        faults.append(
+            Fault("gpu.ready", "the GPUs are ready before their verdict", "do not set the ready state at boot")
+        )
+    return mode, faults
+
+
+def protected_faults(gpus: GpuSource, count: int) -> tuple[GpuMode, list[Fault]]:
+    """The CC mode gate, as NVML says it now. Source: design, section 6."""
     mode, seen, faults = gpus.mode(), gpus.count(), []
     if not mode.protected:
         faults.append(Fault("gpu.cc-mode", f"CC mode is {describe(mode)}", "set CC mode on in the host, devtools off"))
@@ -127,13 +137,10 @@ def gpu_faults(gpus: GpuSource, count: int) -> tuple[GpuMode, list[Fault]]:
     if seen != count:
         faults.append(Fault("gpu.count", f"NVML sees {seen} GPUs, {count} configured", "attach and bind them all"))
     if seen > 1 and mode.multi_gpu == "none":
-        faults.append(Fault("gpu.multi", f"{seen} GPUs in mode none", "use protected PCIe or NVLE for more than one"))
-    if mode.multi_gpu == "protected-pcie" and count != 8:
-        faults.append(Fault("gpu.multi", f"{count} GPUs in protected PCIe", "protected PCIe takes eight"))
-    if gpus.ready():
-        faults.append(
-            Fault("gpu.ready", "the GPUs are ready before their verdict", "do not set the ready state at boot")
-        )
+        faults.append(Fault("gpu.multi", f"{seen} GPUs in mode none", "use NVLE for more than one"))
+    if mode.multi_gpu == "protected-pcie":
+        seen_switches = "NVSwitches carry its plaintext, and this version verifies none"
+        faults.append(Fault("gpu.switches", f"protected PCIe: {seen_switches}", "use one GPU, or Blackwell's NVLE"))
     return mode, faults
 
 

@@ -21,8 +21,8 @@ from antechamber.boot.notify import notify
 from antechamber.boot.pipeline import Adapters, Booted, boot
 from antechamber.engine import probe
 from antechamber.engine.catalog import Launch
-from antechamber.engine.process import EngineProcess, start
-from antechamber.errors import AgentError, AppraisalRefused, EngineFailed
+from antechamber.engine.process import EngineProcess, adopt_orphans, end_descendants, start
+from antechamber.errors import AgentError, AppraisalRefused, EngineFailed, PlatformUnfit
 from antechamber.model.store import destroy
 
 _TICK_S = 0.2
@@ -54,9 +54,13 @@ def serve_children(config: str, adapters: Adapters) -> int:
     """`antechamber run`: engine and gateway are our children."""
     with stoppable(), ExitStack() as undo, serving(boot(config, adapters, undo)) as guest:
         cfg = guest.booted.settings.config
+        refuse_production(guest.booted)
+        adopt_orphans()
+        guest.handover.only_pid = 0
         guest.engine = launch_engine(guest.booted.launch, cfg.engine.user)
         admit(guest)
         guest.gateway = start(_gateway_launch(guest), user="")
+        guest.handover.expect(guest.gateway.pid)
         opened(guest)
         watch(guest)
     return 0
@@ -67,9 +71,23 @@ def serve_handover(config: str, adapters: Adapters) -> int:
     with stoppable(), ExitStack() as undo, serving(boot(config, adapters, undo)) as guest:
         notify("READY=1\nSTATUS=proven; the engine may start")
         admit(guest)
+        guest.handover.admitted.set()
         opened(guest)
         watch(guest)
     return 0
+
+
+def refuse_production(booted: Booted) -> None:
+    """Under one user nothing keeps the engine from the agent: that is for a laptop, a container or CI.
+
+    Raises PlatformUnfit `host.run`.
+    """
+    if booted.platform.facts.image_variant == "prod":
+        raise PlatformUnfit(
+            "host.run", "`antechamber run` on a production image", hint="use the units: antechamber boot"
+        )
+    if not booted.settings.config.engine.user:
+        log.event("engine.unseparated", level=30, meaning="the engine runs as the agent's own user")
 
 
 @contextmanager
@@ -77,8 +95,7 @@ def stoppable() -> Iterator[None]:
     """Turn the first SIGTERM or SIGINT into an orderly end, which no second one interrupts."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, signal.SIG_IGN)
+        _deaf()
         raise Stopped
 
     old = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -91,6 +108,11 @@ def stoppable() -> Iterator[None]:
             signal.signal(s, handler)
 
 
+def _deaf() -> None:
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
+
+
 @contextmanager
 def serving(booted: Booted) -> Iterator[Serving]:
     """Hold the agent's socket open; on the way out, close the port first, and leave nothing.
@@ -99,14 +121,16 @@ def serving(booted: Booted) -> Iterator[Serving]:
     """
     guest, grace_s = Serving(booted, None), 0.0
     try:
-        guest.server = AgentServer(_runtime(booted) / "agent.sock", _handover(booted), booted.attestor)
-        yield guest
-    except Stopped:
-        grace_s = _DRAIN_S
-        raise
+        try:
+            guest.server = AgentServer(_runtime(booted) / "agent.sock", _handover(booted), booted.attestor)
+            yield guest
+        except Stopped:
+            grace_s = _DRAIN_S
+            raise
+        finally:
+            _deaf()  # if a signal comes just here it raises once, and the outer `finally` still wipes
     finally:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, signal.SIG_IGN)  # nothing interrupts the wiping
+        _deaf()
         wipe(guest, grace_s)
 
 
@@ -119,12 +143,20 @@ def wipe(guest: Serving, grace_s: float) -> None:
         for name in ("agent.sock", "eventlog"):
             last_first.callback((runtime / name).unlink, missing_ok=True)
         last_first.callback(destroy, booted.model)
+        last_first.callback(end_descendants)
         if guest.server is not None:
             last_first.callback(guest.server.server_close)
             last_first.callback(guest.server.shutdown)
         for part in (guest.engine, guest.gateway):
             if part is not None:
-                last_first.callback(part.stop, grace_s=grace_s)
+                last_first.callback(_stop, part, grace_s)
+
+
+def _stop(part: EngineProcess, grace_s: float) -> None:
+    try:
+        part.stop(grace_s=grace_s)
+    except EngineFailed as e:  # its socket is not one: the error that ended the guest counts, not this
+        log.event("stop", level=30, code=e.code, detail=e.detail)
 
 
 def _runtime(booted: Booted) -> Path:
@@ -159,7 +191,7 @@ def _handover(booted: Booted) -> Handover:
             "anchors": str(cfg.trust.anchors()),
         }
 
-    return Handover(launch.to_json(), gateway, seal_key(booted.keys), threading.Event(), listening, status)
+    return Handover(launch.to_json(), gateway, seal_key(booted.keys), status, listening=listening)
 
 
 def _gateway_launch(guest: Serving) -> Launch:
@@ -182,7 +214,6 @@ def admit(guest: Serving) -> None:
     sealed = [a.text for a in golden.accept if (a.engine, a.precision) == (cfg.engine.kind, cfg.engine.precision)]
     probe.require_golden(sealed, text)
     guest.booted.attestor.reattest()
-    guest.handover.admitted.set()
 
 
 @log.stage("serve")
@@ -200,24 +231,43 @@ def opened(guest: Serving) -> None:
 
 @log.stage("watch")
 def watch(guest: Serving) -> None:
-    """Stay proven until something fails; then raise it, and `serving` wipes. Never returns otherwise."""
+    """Stay proven until something fails; then raise it, and `serving` wipes. Never returns otherwise.
+
+    The age of the last good verdict is judged here, so a watch that hangs or dies ends the guest too.
+    Raises whatever refused, AppraisalRefused `watch.*`, EngineFailed `engine.died`, `gateway.died`.
+    """
     failures: queue.Queue[AgentError] = queue.Queue()
-    threading.Thread(target=_reattest_for_ever, args=(guest, failures), name="watch", daemon=True).start()
+    watcher = threading.Thread(target=_reattest_for_ever, args=(guest, failures), name="watch", daemon=True)
+    watcher.start()
     while True:
         try:
             raise failures.get(timeout=_TICK_S)
         except queue.Empty:
             pass
+        require_fresh(guest)
+        if not watcher.is_alive() and failures.empty():
+            raise AppraisalRefused("watch.died", "the watch ended without a verdict", hint="report its traceback")
         if guest.engine is not None:
             guest.engine.require_alive()
         if guest.gateway is not None and not guest.gateway.alive:
             raise EngineFailed("gateway.died", "the gateway ended", hint="read its last log lines")
 
 
+def require_fresh(guest: Serving) -> None:
+    """Raises AppraisalRefused `watch.grace`."""
+    age, grace_s = guest.booted.attestor.age_s(), guest.booted.settings.config.watch.grace_s
+    if age is None or age > grace_s:
+        raise AppraisalRefused(
+            "watch.grace",
+            f"no good verdict for {age or 0:.0f} s, grace is {grace_s}",
+            hint="bring the broker back in time",
+        )
+
+
 def _reattest_for_ever(guest: Serving, failures: "queue.Queue[AgentError]") -> None:
-    attestor, cfg = guest.booted.attestor, guest.booted.settings.config.watch
+    attestor, interval_s = guest.booted.attestor, guest.booted.settings.config.watch.interval_s
     while True:
-        time.sleep(cfg.interval_s)
+        time.sleep(interval_s)
         try:
             attestor.reattest()
         except AgentError as e:
@@ -225,11 +275,3 @@ def _reattest_for_ever(guest: Serving, failures: "queue.Queue[AgentError]") -> N
                 failures.put(e)
                 return
             log.event("verdict.none", level=30, code=e.code, detail=e.detail)
-        age = attestor.age_s()
-        if age is None or age > cfg.grace_s:
-            failures.put(
-                AppraisalRefused(
-                    "watch.grace", f"no good verdict for {age} s", hint="bring the broker back within grace_s"
-                )
-            )
-            return

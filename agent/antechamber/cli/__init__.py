@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from antechamber import log
 from antechamber.cli.parser import build_parser
@@ -32,6 +34,17 @@ def run(args: argparse.Namespace) -> int:
     except BrokenPipeError:  # the reader of our output left
         sys.stderr.close()
         return 141
+    except Exception as error:  # noqa: BLE001  # a fault of ours still ends with a code, and without a secret's text
+        log.failure(AgentError("internal.fault", _where(error), hint="report it, with the version and this line"))
+        return AgentError.exit_status
+
+
+def _where(error: BaseException) -> str:
+    """Type and place of an exception; its text could hold anything."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    ours = next((f for f in reversed(frames) if "antechamber" in f.filename), None)
+    return f"{type(error).__name__}{place}" + (f", from {Path(ours.filename).name}:{ours.lineno}" if ours else "")
 
 
 def real_hardware() -> Hardware:

@@ -41,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
 def _adapters(args: argparse.Namespace) -> "Adapters":
     from antechamber.boot.pipeline import Adapters
     from antechamber.broker.jwe import TeeKey
+    from antechamber.hardware.memory import seal_memory
 
+    seal_memory()
     return Adapters(args.hardware(), _broker, TeeKey.generate)
 
 
@@ -63,7 +65,9 @@ def exec_engine(args: argparse.Namespace) -> int:
 def gateway(args: argparse.Namespace) -> int:
     """`antechamber gateway`: TLS in, engine socket out."""
     from antechamber.gateway.server import run
+    from antechamber.hardware.memory import seal_memory
 
+    seal_memory()
     return run(args.socket)
 
 

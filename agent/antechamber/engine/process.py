@@ -6,6 +6,8 @@ kernel ties that signal to the thread that started the engine, so it is asked fo
 killed in the milliseconds before setpriv has asked leaves the engine behind.
 """
 
+import contextlib
+import ctypes
 import os
 import pwd
 import shutil
@@ -21,6 +23,7 @@ from typing import Any, NoReturn
 from antechamber.engine.catalog import Launch
 from antechamber.errors import EngineFailed
 
+_PR_SET_CHILD_SUBREAPER = 36
 _UMASK = 0o007  # the socket is for the engine's user and group
 _TICK_S = 0.05
 _STDERR = 2
@@ -118,6 +121,26 @@ def replace(launch: Launch) -> NoReturn:
         os.execve(program, list(launch.argv), dict(launch.env))  # noqa: S606  # the catalogue's argv
     except OSError as e:
         raise EngineFailed("engine.start", f"{program}: {e.strerror}", hint="is the engine in the image?") from e
+
+
+def adopt_orphans() -> None:
+    """What an engine leaves behind becomes our child instead of init's. Source: prctl(2), PR_SET_CHILD_SUBREAPER."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_descendants() -> None:
+    """SIGKILL every child that we still have, until their children, which become ours, are gone too."""
+    while children := _children():
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _children() -> list[int]:
+    """Source: proc(5), /proc/PID/task/TID/children."""
+    return [int(pid) for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()]
 
 
 def _close_on_exec() -> None:

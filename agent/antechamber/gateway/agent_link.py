@@ -164,6 +164,16 @@ class AgentLink:
             raise _unreadable("the stored bundle is another one")
         return found
 
+    async def leash(self) -> None:
+        """Return when the agent ends, however it ends."""
+        try:
+            reader, writer = await asyncio.open_unix_connection(self.path)
+            writer.write(_line("leash"))
+            await reader.read()
+            writer.close()
+        except OSError:
+            return
+
     async def listening(self) -> None:
         await self._ask(_line("listening"), ASK_S)
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from aiohttp import HttpVersion11, web
 
 from antechamber import log
-from antechamber.errors import ConfigError
+from antechamber.errors import ConfigError, HardwareUnavailable
 from antechamber.gateway import agent_link
 from antechamber.gateway.agent_link import AgentLink, Terms
 from antechamber.gateway.answers import RequestRefused, json_answer, refusal
@@ -76,11 +76,15 @@ async def serve(
         await gateway.verdicts.current()  # so that every answer can name a quote
         door = Door(gateway.answer, terms.max_connections, gateway.verdicts.known)
         accepting = asyncio.create_task(door.accept(listener, context))
+        leash = asyncio.create_task(link.leash())
         await link.listening()
         log.event("gateway.listening", address=terms.listen)
-        await asyncio.wait((accepting, asyncio.create_task(stop.wait())), return_when=asyncio.FIRST_COMPLETED)
+        ends = (accepting, leash, asyncio.create_task(stop.wait()))
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         accepting.cancel()
         listener.close()
+        if leash.done() and not stop.is_set():  # nobody watches this guest: no answer is ended in peace
+            raise HardwareUnavailable("agent.gone", "the agent ended, so the port is closed", hint="read its log")
         await door.close()
     log.event("gateway.stopped")
 

@@ -110,7 +110,7 @@ PPCIE = GpuMode("prod", False, False, "protected-pcie", "intel-tdx")
 NVLE = GpuMode("prod", True, False, "nvle", "intel-tdx")
 
 
-@pytest.mark.parametrize(("gpus", "count"), [(FakeGpus(ON), 1), (FakeGpus(PPCIE, 8), 8), (FakeGpus(NVLE, 4), 4)])
+@pytest.mark.parametrize(("gpus", "count"), [(FakeGpus(ON), 1), (FakeGpus(NVLE, 4), 4)])
 def test_gate_opens_when_the_gpus_are_protected(gpus: FakeGpus, count: int) -> None:
     assert preflight.gpu_faults(gpus, count)[1] == []
 
@@ -125,7 +125,7 @@ def test_gate_opens_when_the_gpus_are_protected(gpus: FakeGpus, count: int) -> N
         (FakeGpus(replace(ON, cpu="none")), 1, "gpu.cpu"),
         (FakeGpus(NVLE, 3), 4, "gpu.count"),
         (FakeGpus(ON, 2), 2, "gpu.multi"),
-        (FakeGpus(PPCIE, 4), 4, "gpu.multi"),
+        (FakeGpus(PPCIE, 8), 8, "gpu.switches"),
         (FakeGpus(ON, ready=True), 1, "gpu.ready"),
     ],
 )

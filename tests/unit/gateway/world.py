@@ -76,6 +76,7 @@ class FakeAgent:
         self.raw: bytes | None = None
         self.compose: Callable[[str], tuple[bytes, bytes]] | None = None  # nonce to bundle and its quote
         self.kept: dict[str, bytes] = {}
+        self.ended = threading.Event()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(path)
         self._listener.listen(64)
@@ -138,6 +139,10 @@ class FakeAgent:
         if request["sha256"] != self.digest:
             return {"ok": False, "code": "bundle.unknown", "detail": "not kept", "hint": ""}
         return {"ok": True, "bundle": '{"stored": true}', "sha256": self.digest}
+
+    def leash(self, _: Any) -> dict[str, Any]:
+        self.ended.wait()
+        return {"ok": True}
 
     def listening(self, _: Any) -> dict[str, Any]:
         return {"ok": True}
@@ -320,6 +325,7 @@ def _in_thread(
         thread.join(20)
         assert not thread.is_alive()
         loop.close()
-        assert not failed, failed
+        for error in failed:
+            raise error
 
     return finish

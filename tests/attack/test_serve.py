@@ -1,0 +1,216 @@
+"""A guest whose watch hangs, dies or ages ends; what it hands over goes to its own parts only."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boots import World, world
+
+from antechamber.boot import serve
+from antechamber.boot.handover import AgentServer, Handover, ask
+from antechamber.config import WatchConfig
+from antechamber.engine.process import adopt_orphans, end_descendants
+from antechamber.errors import AgentError, AppraisalRefused, BrokerUnreachable
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[World]:
+    with world() as made:
+        yield made
+
+
+class Watched:
+    """An attestor as the watch sees it: each reattestation does what the test says."""
+
+    def __init__(self, reattest: Any, age_s: float | None = 0.0) -> None:
+        self._do, self._age = reattest, age_s
+
+    def reattest(self) -> None:
+        self._do()
+
+    def age_s(self) -> float | None:
+        return self._age
+
+
+class Guest:
+    """What `watch` needs of a serving guest, with an interval of no time."""
+
+    def __init__(self, attestor: Watched, grace_s: int = 600) -> None:
+        self.engine = self.gateway = None
+        watch = WatchConfig(interval_s=1, grace_s=max(grace_s, 1))
+        config = type("Config", (), {"watch": watch})()
+        settings = type("Settings", (), {"config": config})()
+        self.booted = type("Booted", (), {"attestor": attestor, "settings": settings})()
+
+
+def ended(attestor: Watched, **kwargs: Any) -> str:
+    with pytest.raises(AgentError) as caught:
+        serve.watch(Guest(attestor, **kwargs))  # type: ignore[arg-type]
+    return caught.value.code
+
+
+def raising(error: BaseException) -> Any:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+def test_guest_ends_when_the_watch_hangs() -> None:
+    assert ended(Watched(lambda: threading.Event().wait(60), age_s=700.0)) == "watch.grace"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_guest_ends_when_the_watch_dies_of_something_unforeseen() -> None:
+    assert ended(Watched(raising(TypeError("unforeseen")))) == "watch.died"
+
+
+def test_guest_ends_when_there_never_was_a_verdict() -> None:
+    assert ended(Watched(lambda: None, age_s=None)) == "watch.grace"
+
+
+def test_guest_ends_with_the_verdicts_own_code() -> None:
+    refusal = AppraisalRefused("gpu.changed", "seen", hint="do")
+    assert ended(Watched(raising(refusal))) == "gpu.changed"
+
+
+def test_guest_outlives_a_silent_broker_until_grace_is_over() -> None:
+    silent = Watched(raising(BrokerUnreachable("broker.unreachable", "seen", hint="do")))
+
+    def age_s() -> float:
+        return 700.0 if time.monotonic() > later else 0.0
+
+    later = time.monotonic() + 2.5
+    silent.age_s = age_s  # type: ignore[method-assign]
+    assert ended(silent) == "watch.grace"
+    assert time.monotonic() > later
+
+
+@pytest.fixture
+def served(here: World) -> Iterator[tuple[Path, Handover]]:
+    booted = here.boot()
+    handover = Handover({"part": "engine"}, {"part": "gateway"}, os.memfd_create("key"), lambda: {"ok": True})
+    server = AgentServer(here.runtime_dir / "agent.sock", handover, booted.attestor)
+    yield here.runtime_dir / "agent.sock", handover
+    server.shutdown()
+    server.server_close()
+
+
+def code_of(path: Path, op: str, **arguments: str) -> str:
+    with pytest.raises(AgentError) as caught:
+        ask(path, op, **arguments)
+    return caught.value.code
+
+
+def test_parts_are_handed_over_once(served: tuple[Path, Handover]) -> None:
+    path, handover = served
+    handover.admitted.set()
+    for part in ("engine", "gateway"):
+        assert ask(path, part)["part"] == part
+        assert code_of(path, part) == "handover.spent"
+    assert handover.key_fd is None
+
+
+def test_parts_are_handed_to_no_other_process_of_our_user_when_run_starts_them(
+    served: tuple[Path, Handover],
+) -> None:
+    path, handover = served
+    handover.expect(os.getppid())
+    for part in ("engine", "gateway"):
+        assert code_of(path, part) == "handover.process"
+    handover.expect(os.getpid())
+    assert ask(path, "gateway")["part"] == "gateway"
+
+
+@pytest.mark.parametrize("nonce", ["", "00", "zz" * 32, "00" * 65, "0" * 33, "AA" * 32])
+def test_bundle_is_refused_when_the_nonce_is_none(served: tuple[Path, Handover], nonce: str) -> None:
+    assert code_of(served[0], "bundle", nonce=nonce) == "bundle.nonce"
+
+
+@pytest.mark.parametrize("line", [b"", b"{}", b"[]", b"null", b"\xff\n", b'{"op":7}\n', b"x" * 70_000])
+def test_agent_answers_a_refusal_to_any_line(served: tuple[Path, Handover], line: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(served[0]))
+        sock.sendall(line + b"\n")
+        answer = json.loads(sock.makefile("rb").readline())
+    assert answer["ok"] is False
+    assert answer["code"] == "handover.op"
+
+
+def test_socket_is_for_its_owner_only(served: tuple[Path, Handover]) -> None:
+    assert served[0].stat().st_mode & 0o077 == 0
+
+
+_FORKER = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    time.sleep(60)
+os.wait()
+print("forked", flush=True)
+time.sleep(60)
+"""
+
+
+def test_nothing_of_an_engine_outlives_the_wiping() -> None:
+    """A double fork leaves its session and its parent; the agent adopts it, and ends it."""
+    program = f"""
+import subprocess, sys
+from antechamber.engine.process import adopt_orphans, end_descendants
+adopt_orphans()
+child = subprocess.Popen([sys.executable, "-c", {_FORKER!r}], stdout=subprocess.PIPE)
+child.stdout.readline()
+child.kill()
+end_descendants()
+"""
+    mark = f"ANTECHAMBER_TEST_{os.getpid()}"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=os.environ | {mark: "1"})
+    left = [p for p in Path("/proc").glob("[0-9]*") if _has(p, mark)]
+    for process in left:
+        os.kill(int(process.name), signal.SIGKILL)
+    assert left == []
+
+
+def _has(process: Path, mark: str) -> bool:
+    try:
+        return mark.encode() in (process / "environ").read_bytes()
+    except OSError:
+        return False
+
+
+def test_adopting_and_ending_are_harmless_when_there_is_no_child() -> None:
+    code = "from antechamber.engine.process import *; adopt_orphans(); end_descendants()"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert callable(adopt_orphans)
+    assert callable(end_descendants)
+
+
+def test_memory_of_the_agent_is_closed_to_its_users_other_processes() -> None:
+    program = """
+import sys
+from antechamber.hardware.memory import seal_memory
+seal_memory()
+print(flush=True)
+sys.stdin.read()
+"""
+    argv = [sys.executable, "-c", program]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as sealed:
+        assert sealed.stdout is not None
+        assert sealed.stdout.readline()
+        owner = Path("/proc", str(sealed.pid), "mem").stat().st_uid
+        limits = Path("/proc", str(sealed.pid), "limits").read_text()
+        sealed.communicate()
+    assert re.search(r"Max core file size +0 +0 ", limits)
+    assert owner == 0  # root's, whoever runs it: a process of our own uid is refused
