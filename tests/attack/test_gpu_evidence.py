@@ -1,6 +1,7 @@
 """What a host or a relay may do to GPU Evidence; each is refused by its own code."""
 
 import datetime as dt
+import ssl
 
 import pytest
 from cryptography import x509
@@ -247,3 +248,23 @@ def test_endless_chain_is_refused() -> None:
     device = FakeDevice()
     pem = device.pem + 2 * device.certificates[-1].public_bytes(Encoding.PEM)
     assert refusal(device.evidence(pem=pem), device.anchors) == "gpu.chain"
+
+
+@pytest.mark.parametrize(
+    ("read", "strange"),
+    [
+        (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x09"),  # version 10
+        (b"\x06\x03\x55\x04\x03\x0c", b"\x06\x03\x55\x04\x03\x03"),  # a BIT STRING as name
+        (b"\x06\x05\x2b\x81\x04\x00\x22", b"\x06\x05\x2b\x81\x04\x00\x7f"),  # a curve that nobody knows
+        (b"\x06\x03\x55\x1d\x13", b"\x06\x03\x55\x1d\x0f"),  # key usage twice
+    ],
+    ids=["version", "name", "curve", "extension"],
+)
+@pytest.mark.parametrize("at", range(5))
+def test_certificate_that_cannot_be_read_is_refused(read: bytes, strange: bytes, at: int) -> None:
+    device = FakeDevice()
+    ders = [c.public_bytes(Encoding.DER) for c in device.certificates]
+    ders[at] = ders[at].replace(read, strange)
+    pem = "".join(map(ssl.DER_cert_to_PEM_cert, ders)).encode()
+    if ders[at] != device.certificates[at].public_bytes(Encoding.DER):  # a leaf has no basic constraints
+        assert refusal(device.evidence(pem=pem), device.anchors) == "gpu.chain"

@@ -13,12 +13,18 @@ _WIDTH = 56  # characters of a value; a failed claim shows all
 
 
 def as_json(result: AttestationResult) -> dict[str, Any]:
-    """One object: `ok`, `anchor`, `time` (seconds since the epoch), `claims`."""
+    """One object: `ok`, `anchor`, `simulated`, `time` (seconds since the epoch), `claims`."""
     claims = [
         {"name": c.name, "outcome": c.outcome, "seen": c.seen, "wanted": c.wanted, "code": c.code}
         for c in result.claims
     ]
-    return {"ok": result.ok, "anchor": result.anchor, "time": result.time, "claims": claims}
+    return {
+        "ok": result.ok,
+        "anchor": result.anchor,
+        "simulated": result.simulated,
+        "time": result.time,
+        "claims": claims,
+    }
 
 
 def as_text(result: AttestationResult, *, colour: bool = False, ascii_only: bool | None = None) -> str:
@@ -51,7 +57,7 @@ def _conclusion(result: AttestationResult, ascii_only: bool) -> str:
     at = dt.datetime.fromtimestamp(result.time, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     word = "ACCEPTED" if result.ok else "REFUSED"
     anchor = plain(result.anchor, ascii_only)
-    loud = "" if result.anchor == "intel" else "  SIMULATED HARDWARE: proves nothing about a real machine\n"
+    loud = "  SIMULATED HARDWARE: proves nothing about a real machine\n" if result.simulated else ""
     return f"{loud}{word}: {text}; anchor {anchor}, judged at {at}"
 
 

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from antechamber.errors import AgentError
+from antechamber.evidence.certificates import CERTIFICATE_ERRORS
 
 # SHA-256 of the SubjectPublicKeyInfo of "NVIDIA Device Identity CA".
 NVIDIA_ROOT_SPKI = bytes.fromhex("a90c4eb5acfd3e3d03a25db6a26b84f720ad0503196c627c21ddd48dd85b06a4")
@@ -15,6 +16,7 @@ NVIDIA_ROOT_SPKI = bytes.fromhex("a90c4eb5acfd3e3d03a25db6a26b84f720ad0503196c62
 INTEL_ROOT_KEY_ID = bytes.fromhex(
     "46e403bd34f05a3f2817ab9badcaacc7ffc98e0f261008cd30dae936cace18d5dcf58eef31463613de1570d516200993"
 )
+VENDORS = "intel, nvidia"  # how a result names its anchors where neither is simulated
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,13 @@ class Anchors:
         return cls(None if root is None else root.public_bytes(Encoding.DER), device)
 
     @property
+    def root_key_id(self) -> bytes:
+        """Of the quotes' root, as `key_id_of`."""
+        if self.intel_root is None:
+            return INTEL_ROOT_KEY_ID
+        return key_id_of(x509.load_der_x509_certificate(self.intel_root))
+
+    @property
     def vendors(self) -> bool:
         """Whether both anchors are the vendors' own: nothing simulated verifies."""
         return self.intel_root is None and self.nvidia_spki == NVIDIA_ROOT_SPKI
@@ -46,9 +55,21 @@ class Anchors:
 
 def _certificate(pem: str, error: type[AgentError], code: str) -> x509.Certificate:
     try:
-        return x509.load_pem_x509_certificate(pem.encode())
-    except (ValueError, TypeError, x509.InvalidVersion) as e:
+        certificate = x509.load_pem_x509_certificate(pem.encode())
+        certificate.public_key()
+    except CERTIFICATE_ERRORS as e:
         raise error(code, "a trust anchor is not a PEM certificate", hint="use the vendor's name, or a PEM") from e
+    return certificate
+
+
+def intel_name(root_key_id: bytes) -> str:
+    """`intel`, or `simulated:<12 hex digits>`: how a result names the root that a quote leads to."""
+    return "intel" if root_key_id == INTEL_ROOT_KEY_ID else f"simulated:{root_key_id.hex()[:12]}"
+
+
+def nvidia_name(spki: bytes) -> str:
+    """`nvidia`, or `simulated:<12 hex digits>`: the same for the root of a GPU's chain, by its `spki_sha256`."""
+    return "nvidia" if spki == NVIDIA_ROOT_SPKI else f"simulated:{spki.hex()[:12]}"
 
 
 def key_id_of(certificate: x509.Certificate) -> bytes:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from antechamber.errors import AppraisalRefused, MalformedEvidence
 from antechamber.evidence import chain, eventlog, gpu_chain, tdx
-from antechamber.evidence.anchors import Anchors
+from antechamber.evidence.anchors import VENDORS, Anchors, intel_name, nvidia_name
 from antechamber.evidence.collateral import Collateral
 from antechamber.evidence.composite import CompositeEvidence
 from antechamber.evidence.policy import Pin, Policy
@@ -24,6 +24,12 @@ class VerifiedEvidence:
     events: tuple[eventlog.AaelEvent, ...]
     gpus: tuple[gpu_chain.GpuClaims, ...]
     time: int  # seconds since the epoch at which it was verified
+
+    @property
+    def anchor(self) -> str:
+        """Both anchors: `intel, nvidia` where neither is simulated."""
+        gpus = sorted({gpu.anchor for gpu in self.gpus})
+        return ", ".join([self.tdx.anchor, *(gpus or ["no GPU"])])
 
     @property
     def phase(self) -> Phase:
@@ -46,8 +52,13 @@ class AttestationResult:
     """The Verifier's conclusion. It holds if every claim held or the policy accepts it unappraised."""
 
     claims: tuple[Claim, ...]
-    anchor: str
+    anchor: str  # both, as VerifiedEvidence names them
     time: int
+
+    @property
+    def simulated(self) -> bool:
+        """Whether any of it rests on another root than the vendors' own."""
+        return self.anchor != VENDORS
 
     @property
     def ok(self) -> bool:
@@ -119,7 +130,7 @@ def appraise(verified: VerifiedEvidence, policy: Policy, *, phase: Phase) -> Att
         *_events(verified, policy, phase),
         *_gpus(verified, policy),
     )
-    return AttestationResult(claims, verified.tdx.anchor, verified.time)
+    return AttestationResult(claims, verified.anchor, verified.time)
 
 
 def _claim(name: str, held: bool, seen: object, wanted: object) -> Claim:
@@ -137,8 +148,8 @@ def _pinned(name: str, value: str, pin: Pin) -> Claim:
 
 def _tcb(verified: VerifiedEvidence, policy: Policy) -> Iterator[Claim]:
     tcb, wanted = verified.tdx, policy.tdx
-    anchors = policy.anchors.anchors()
-    yield _claim("anchor", (tcb.anchor == "intel") == (anchors.intel_root is None), tcb.anchor, anchors)
+    anchor = policy.anchors.anchors().root_key_id
+    yield _claim("anchor", tcb.root_key_id == anchor, tcb.anchor, intel_name(anchor))
     yield _claim("tcb_status", tcb.tcb_status in wanted.tcb_status, tcb.tcb_status, " or ".join(wanted.tcb_status))
     unknown = sorted(set(tcb.advisory_ids) - set(wanted.advisories))
     yield _claim("advisories", not unknown, ", ".join(tcb.advisory_ids) or "none", "only those the policy names")
@@ -174,6 +185,10 @@ def _events(verified: VerifiedEvidence, policy: Policy, phase: Phase) -> Iterato
 def _gpus(verified: VerifiedEvidence, policy: Policy) -> Iterator[Claim]:
     wanted, gpus = policy.gpu, verified.gpus
     yield _claim("gpu count", len(gpus) == wanted.count, len(gpus), wanted.count)
+    anchor, seen = policy.anchors.anchors().nvidia_spki, {gpu.root_spki for gpu in gpus}
+    yield _claim(
+        "gpu anchor", seen == {anchor}, ", ".join(map(nvidia_name, sorted(seen))) or "none", nvidia_name(anchor)
+    )
     measured, shown = event_content(verified.events, "gpu"), gpu_chain.gpu_event(gpus)
     yield _claim("gpu identity", measured == shown, shown, f"the GPUs measured at boot, {measured or 'none'}")
     for i, gpu in enumerate(gpus):

@@ -11,16 +11,14 @@ from types import ModuleType
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import NameOID
 
 from antechamber.errors import AppraisalRefused, ConfigError, MalformedEvidence
-from antechamber.evidence.anchors import INTEL_ROOT_KEY_ID, Anchors, key_id_of
+from antechamber.evidence.anchors import Anchors, intel_name, key_id_of
+from antechamber.evidence.certificates import CERTIFICATE_ERRORS
 from antechamber.evidence.collateral import TdxCollateral
 from antechamber.evidence.tdx import Quote
-
-# All that pyca raises for a certificate that it cannot read: TypeError for a BIT STRING in a name, for one.
-CERTIFICATE_ERRORS = (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm)
 
 _ROOT = frozenset({"Intel SGX Root CA"})
 _PCK_CA = frozenset({"Intel SGX PCK Platform CA", "Intel SGX PCK Processor CA"})
@@ -108,7 +106,7 @@ def verify_quote(quote: Quote, collateral: TdxCollateral, anchors: Anchors, now:
 
     Raises AppraisalRefused `quote.*`, `collateral.*`, `tdx.*`; ConfigError `install.dcap-qvl`.
     """
-    root_key_id = _anchor_key_id(anchors)
+    root_key_id = anchors.root_key_id
     _verify_pck_chain(quote.pck_chain, root_key_id)  # 1
     _verify_signer(collateral.tcb_info_issuer_chain, root_key_id)  # 2
     if collateral.qe_identity_issuer_chain != collateral.tcb_info_issuer_chain:
@@ -128,7 +126,7 @@ def verify_quote(quote: Quote, collateral: TdxCollateral, anchors: Anchors, now:
         tcb_eval=min(tcb["eval_data_number"], qe["tcb_eval_data_number"]),
         fmspc=bytes(pck["fmspc"]).hex().upper(),
         root_key_id=root_key_id,
-        anchor="intel" if root_key_id == INTEL_ROOT_KEY_ID else f"simulated:{root_key_id.hex()[:12]}",
+        anchor=intel_name(root_key_id),
         earliest_expiration=claims["earliest_expiration_date"],
         ppid=bytes(pck["ppid"]).hex(),
         platform_instance=bytes(pck["platform_instance_id"] or b"").hex(),
@@ -206,12 +204,6 @@ def _verify_roles(
 def _common_name(certificate: x509.Certificate) -> str:
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if len(names) == 1 else f"{len(names)} common names"
-
-
-def _anchor_key_id(anchors: Anchors) -> bytes:
-    if anchors.intel_root is None:
-        return INTEL_ROOT_KEY_ID
-    return key_id_of(x509.load_der_x509_certificate(anchors.intel_root))
 
 
 def _line(error: Exception) -> str:

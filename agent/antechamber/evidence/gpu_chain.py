@@ -13,14 +13,15 @@ from typing import TypeAlias
 
 import rfc8785
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from antechamber.errors import AppraisalRefused, MalformedEvidence
-from antechamber.evidence.anchors import Anchors, spki_sha256
+from antechamber.evidence.anchors import Anchors, nvidia_name, spki_sha256
+from antechamber.evidence.certificates import CERTIFICATE_ERRORS
 from antechamber.evidence.composite import GpuEvidence
 from antechamber.evidence.gpu import GPU_BLOCKS, SWITCH_BLOCKS, Mode, Report
 
@@ -35,7 +36,6 @@ _COMPOSITE_DEVICE_ID = x509.ObjectIdentifier("2.23.133.5.4.1")  # Hopper, LS10
 _TCB_INFO = x509.ObjectIdentifier("2.23.133.5.4.1.1")  # Blackwell
 _SHA384_FWID = bytes.fromhex("06096086480165030402020430")  # in FWID ::= SEQUENCE { sha384, OCTET STRING of 48 }
 _SEQUENCE, _FWIDS = 0x30, 0xA6  # tags; the second is DiceTcbInfo.fwids
-_UNPARSABLE = (ValueError, x509.DuplicateExtension, x509.InvalidVersion, UnsupportedAlgorithm)
 _HINT = "GPU Evidence must come from the GPU's own firmware, over this nonce; collect it again after a cold boot"
 _CHAIN_HINT = "send the chain as NVML returned it, leaf first; the policy's NVIDIA anchor must be its root"
 
@@ -57,10 +57,16 @@ class GpuClaims:
     mode: Mode
     fwid_matched: bool
     measurements: tuple[bytes, ...]
+    root_spki: bytes  # SHA-256 of the key of the root that the chain ends at
     secure_boot: bool | None = None
     debug: bool | None = None
     measurements_appraised: bool = False
     revocation_appraised: bool = False
+
+    @property
+    def anchor(self) -> str:
+        """`nvidia`, or `simulated:<12 hex digits of root_spki>`."""
+        return nvidia_name(self.root_spki)
 
     def to_json(self) -> dict[str, JSON]:
         """For tokens and the `gpu` event: only what every report of this device in one boot says alike.
@@ -68,6 +74,7 @@ class GpuClaims:
         The measurements are left out: nothing promises that all 64 stay the same while the device works.
         """
         return {
+            "anchor": self.anchor,
             "arch": self.arch,
             "brom_serial": self.brom_serial,
             "chip": self.chip,
@@ -125,7 +132,7 @@ def verify_device(device: GpuEvidence, *, nonce: bytes, anchors: Anchors, now: i
         _verify_signature(chain[0], report)  # 4
         fwid_matched = _verify_fwid(device.arch, chain[0], report.opaque.fwid)  # 5
         return _claims(device.arch, chain, report, fwid_matched)
-    except _UNPARSABLE as e:  # fields are parsed when first read
+    except CERTIFICATE_ERRORS as e:  # fields are parsed when first read
         raise AppraisalRefused("gpu.chain", f"a certificate does not parse: {e}", hint=_CHAIN_HINT) from e
 
 
@@ -140,6 +147,7 @@ def _claims(arch: str, chain: Sequence[x509.Certificate], report: Report, fwid_m
         mode=report.opaque.mode,
         fwid_matched=fwid_matched,
         measurements=report.measurements,
+        root_spki=spki_sha256(chain[-1]),
     )
 
 
@@ -151,7 +159,7 @@ def _parse_chain(pem: bytes) -> tuple[x509.Certificate, ...]:
         raise AppraisalRefused("gpu.chain", seen, hint=_CHAIN_HINT)
     try:
         return tuple(x509.load_pem_x509_certificate(b) for b in blocks)
-    except _UNPARSABLE as e:
+    except CERTIFICATE_ERRORS as e:
         raise AppraisalRefused("gpu.chain", f"a certificate does not parse: {e}", hint=_CHAIN_HINT) from e
 
 
@@ -161,7 +169,7 @@ def _verify_chain(chain: Sequence[x509.Certificate], anchors: Anchors, now: int)
         _require_known(certificate)
         try:
             certificate.verify_directly_issued_by(issuer)
-        except (InvalidSignature, ValueError, TypeError) as e:
+        except (*CERTIFICATE_ERRORS, InvalidSignature) as e:
             seen = f"{_common_name(certificate)} is not issued by {_common_name(issuer)}"
             raise AppraisalRefused("gpu.chain", seen, hint=_CHAIN_HINT) from e
         _require_valid(certificate, now)

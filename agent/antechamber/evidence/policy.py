@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from cryptography import x509
+
 from antechamber import strict
 from antechamber.errors import ConfigError
 from antechamber.evidence.anchors import Anchors
+from antechamber.evidence.certificates import CERTIFICATE_ERRORS
 
 Pin = tuple[str, ...] | Literal["zero", "unpinned"]
 
@@ -130,8 +133,10 @@ class ResultPolicy:
     ca: str  # PEM: the token signer's chain ends there
 
     def __post_init__(self) -> None:
-        if "BEGIN CERTIFICATE" not in self.ca:
-            raise _refuse("attestation_result.ca", self.ca[:40], "the broker's token CA as PEM text")
+        try:
+            x509.load_pem_x509_certificate(self.ca.encode())
+        except CERTIFICATE_ERRORS as e:
+            raise _refuse("attestation_result.ca", self.ca[:40], "the broker's token CA as PEM text") from e
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,5 @@
 import json
+import ssl
 
 import pytest
 from cryptography import x509
@@ -42,3 +43,12 @@ def test_anchors_refuse_when_the_text_is_no_certificate(pem: str) -> None:
         parse(intel=pem)
     assert refused.value.code == "config.value"
     assert json.dumps(refused.value.detail)
+
+
+def test_anchors_refuse_when_the_key_is_of_no_known_kind() -> None:
+    der = ssl.PEM_cert_to_DER_cert(IntelPki().root_pem).replace(
+        b"\x2a\x86\x48\xce\x3d\x02\x01", b"\x2a\x86\x48\xce\x3d\x02\x7f"
+    )
+    with pytest.raises(ConfigError) as refused:
+        parse(nvidia=ssl.DER_cert_to_PEM_cert(der))
+    assert refused.value.code == "config.value"

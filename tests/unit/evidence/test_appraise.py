@@ -12,11 +12,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from unit.client.guest import Guest
 
 from antechamber.errors import AppraisalRefused
+from antechamber.evidence.anchors import NVIDIA_ROOT_SPKI, VENDORS
 from antechamber.evidence.appraise import AttestationResult, VerifiedEvidence, appraise, verify
 from antechamber.evidence.bundle import Bundle, gpu_nonce, parse_bundle, report_data
 from antechamber.evidence.collateral import open_collateral
 from antechamber.evidence.eventlog import AaelEvent
 from antechamber.evidence.policy import Policy, signer_key
+from antechamber.simulator.intel import IntelPki
+from antechamber.simulator.nvidia import NvidiaPki
 
 NONCE = "00" * 32
 
@@ -67,7 +70,8 @@ def test_appraise_holds_every_claim_when_the_guest_is_what_the_policy_says(guest
     result = appraise(verified, guest.policy(), phase="released")
     result.require()
     assert result.ok
-    assert result.anchor.startswith("simulated:")
+    assert [name.partition(":")[0] for name in result.anchor.split(", ")] == ["simulated", "simulated"]
+    assert result.simulated
     unappraised = {c.name for c in result.claims if c.outcome == "not-appraised"}
     assert unappraised == {"gpu0 vbios", "gpu0 measurements", "gpu0 revocation"}
 
@@ -122,6 +126,22 @@ def test_appraise_fails_when_an_advisory_is_not_named(guest: Guest, verified: Ve
 def test_appraise_fails_when_the_anchor_is_another(guest: Guest, verified: VerifiedEvidence) -> None:
     real = changed(guest.policy(), "anchors", intel="intel")
     assert failed(appraise(verified, real, phase="released")) == ["appraisal.anchor"]
+    for another in ("nvidia", NvidiaPki().root_pem):
+        other = changed(guest.policy(), "anchors", nvidia=another)
+        assert failed(appraise(verified, other, phase="released")) == ["appraisal.gpu-anchor"]
+    other = changed(guest.policy(), "anchors", intel=IntelPki().root_pem)
+    assert failed(appraise(verified, other, phase="released")) == ["appraisal.anchor"]
+
+
+def test_appraise_names_a_simulated_gpu_beside_a_real_processor(guest: Guest, verified: VerifiedEvidence) -> None:
+    """Only the name of the processor's root is replaced: its chain cannot be simulated."""
+    real = dataclasses.replace(verified, tdx=dataclasses.replace(verified.tdx, anchor="intel"))
+    result = appraise(real, guest.policy(), phase="released")
+    assert result.anchor == f"intel, simulated:{verified.gpus[0].root_spki.hex()[:12]}"
+    assert result.simulated
+    root = dataclasses.replace(verified.gpus[0], root_spki=NVIDIA_ROOT_SPKI)
+    assert dataclasses.replace(real, gpus=(root,)).anchor == VENDORS
+    assert appraise(dataclasses.replace(real, gpus=()), guest.policy(), phase="released").simulated
 
 
 def test_appraise_fails_when_the_phase_is_not_the_guests(guest: Guest, verified: VerifiedEvidence) -> None:
