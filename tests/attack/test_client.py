@@ -24,8 +24,8 @@ from unit.gateway.world import certificate, memfd, running
 
 from antechamber.client import report, saved
 from antechamber.client.fetch import EndpointUnreachable, Origin, get
-from antechamber.client.pinned import http_client, openai_http_client, pinned_context
-from antechamber.client.verify import Pinned, verify_url
+from antechamber.client.pinned import async_http_client, http_client, openai_http_client, pinned_context
+from antechamber.client.verify import Pinned, public_key, verify_url
 from antechamber.errors import AgentError, AppraisalRefused, ConfigError, MalformedEvidence
 from antechamber.evidence.appraise import AttestationResult, Claim
 from antechamber.evidence.bundle import parse_bundle, verify_bundle
@@ -260,6 +260,51 @@ def test_certificate_that_could_issue_others_is_not_pinned() -> None:
     with pytest.raises(AppraisalRefused) as refused:
         pinned_context(dataclasses.replace(pinned, certificate=ca))
     assert refused.value.code == "endpoint.certificate"
+
+
+@pytest.mark.parametrize(
+    ("read", "strange"),
+    [
+        (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x09"),  # version 10
+        (b"\x2a\x86\x48\xce\x3d\x03\x01\x07", b"\x2a\x86\x48\xce\x3d\x03\x01\x7f"),  # an unknown curve
+        (b"\x2a\x86\x48\xce\x3d\x02\x01", b"\x2a\x86\x48\xce\x3d\x02\x7f"),  # an unknown kind of key
+    ],
+    ids=["version", "curve", "key"],
+)
+def test_certificate_that_cannot_be_read_is_refused(read: bytes, strange: bytes) -> None:
+    leaf = ssl.PEM_cert_to_DER_cert(certificate()[1].decode()).replace(read, strange)
+    assert strange in leaf
+    with pytest.raises(MalformedEvidence) as malformed:
+        public_key(leaf)
+    assert malformed.value.code == "endpoint.certificate"
+
+
+@pytest.mark.parametrize(
+    ("read", "strange"),
+    [
+        (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x09"),  # version 10
+        (b"\x82\x09localhost", b"\xa5\x09localhost"),  # an alternative name of a kind that nobody reads
+    ],
+    ids=["version", "name"],
+)
+def test_certificate_that_cannot_be_read_is_not_pinned(read: bytes, strange: bytes) -> None:
+    pinned, _, _ = accepted()
+    assert read in pinned.certificate
+    with pytest.raises(AppraisalRefused) as refused:
+        pinned_context(dataclasses.replace(pinned, certificate=pinned.certificate.replace(read, strange)))
+    assert refused.value.code == "endpoint.certificate"
+
+
+def test_evidence_of_a_past_answer_pins_nothing() -> None:
+    with running() as world:
+        guest = booted(world)
+        digest = world.agent.keep(*guest.bundle("ab" * 32))["sha256"]  # asked by anybody, at any time
+        result, pinned = verify_url(url(world), guest.policy(), quote_sha256=digest)
+    assert result.ok
+    for pin in (pinned_context, http_client, async_http_client):
+        with pytest.raises(AppraisalRefused) as refused:
+            pin(pinned)
+        assert refused.value.code == "endpoint.stale"
 
 
 def test_endless_answer_is_cut() -> None:

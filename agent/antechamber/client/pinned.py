@@ -12,6 +12,7 @@ from cryptography import x509
 from antechamber.client.fetch import Origin
 from antechamber.client.verify import Pinned, verify_url
 from antechamber.errors import AppraisalRefused, ConfigError
+from antechamber.evidence.certificates import CERTIFICATE_ERRORS
 from antechamber.evidence.policy import Policy
 
 if TYPE_CHECKING:
@@ -52,16 +53,25 @@ def async_http_client(pinned: Pinned, *, require_attestation: bool = True) -> "h
 def pinned_context(pinned: Pinned) -> ssl.SSLContext:
     """TLS 1.3 to exactly the verified certificate: it is the only anchor, and it issues nothing.
 
-    Raises AppraisalRefused if the guest was not accepted, or `endpoint.certificate` if its certificate is a CA's.
+    Evidence of a past answer (`verify_url` with `quote_sha256`) is for an audit: anyone could have recorded it.
+
+    Raises AppraisalRefused if the guest was not accepted, `endpoint.stale` if it was not asked with a nonce of ours,
+    `endpoint.certificate` if its certificate is a CA's or cannot be read.
     """
     pinned.result.require()
-    leaf = x509.load_der_x509_certificate(pinned.certificate)
-    _require_leaf(leaf)
+    if not any(c.name == "nonce" and c.outcome == "held" for c in pinned.result.claims):
+        raise AppraisalRefused("endpoint.stale", "the evidence is not over a nonce of ours", hint=_HINT)
+    try:
+        leaf = x509.load_der_x509_certificate(pinned.certificate)
+        _require_leaf(leaf)
+        named = _names(leaf, pinned.origin)
+    except CERTIFICATE_ERRORS as e:
+        raise AppraisalRefused("endpoint.certificate", "its certificate cannot be read", hint=_HINT) from e
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # no other anchors, no SSLKEYLOGFILE
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cadata=pinned.certificate)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.check_hostname = _names(leaf, pinned.origin)  # the key is who it is; the name is one claim more
+    context.check_hostname = named  # the key is who it is; the name is one claim more
     return context
 
 

@@ -12,6 +12,7 @@ from antechamber.client.fetch import Fetched, Origin, fresh_bundle, stored_bundl
 from antechamber.errors import AppraisalRefused, MalformedEvidence
 from antechamber.evidence.appraise import AttestationResult, Claim
 from antechamber.evidence.bundle import Bundle, parse_bundle, sha384, verify_bundle
+from antechamber.evidence.certificates import CERTIFICATE_ERRORS
 from antechamber.evidence.policy import Policy
 
 NONCE_BYTES = 32
@@ -75,9 +76,9 @@ def key_claim(certificate: bytes, bundle: Bundle) -> Claim:
 
 
 def public_key(certificate: bytes) -> bytes:
-    """SubjectPublicKeyInfo of a certificate, both in DER."""
+    """SubjectPublicKeyInfo of a certificate, both in DER. Raises MalformedEvidence `endpoint.certificate`."""
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
         return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except ValueError as e:
+    except CERTIFICATE_ERRORS as e:
         raise MalformedEvidence("endpoint.certificate", "not a certificate", hint="see what serves that port") from e
