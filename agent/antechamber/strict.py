@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -14,19 +15,37 @@ from antechamber.errors import AgentError
 T = TypeVar("T")
 
 MAX_TEXT = 1 << 20  # bytes: no configuration or policy comes near it
+_SURROGATE = re.compile(r"\\u[dD]|[\ud800-\udfff]")
 
 
 class _Duplicate(ValueError):
     pass
 
 
+_IMPLICIT = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "merge")}  # merge: to refuse it
+
+
 class _UniqueLoader(yaml.SafeLoader):  # in Python: libyaml composes aliases where no hook sees them
-    """SafeLoader that refuses duplicate keys, aliases (expansion bombs) and merge keys."""
+    """SafeLoader that refuses duplicate keys, aliases (expansion bombs), merge keys and explicit tags.
+
+    A plain scalar is null, a truth value, a number or text: a date stays text.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # as PyYAML declares it
+        first: [(tag, pattern) for tag, pattern in known if tag in _IMPLICIT]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise yaml.YAMLError("aliases are not allowed")
-        return super().compose_node(parent, index)
+        tag = self.peek_event().tag  # type: ignore[no-untyped-call]
+        if tag is not None:  # PyYAML's constructors crash on a value that its tag misnames
+            raise yaml.YAMLError(f"tag {tag!r} is not allowed")
+        node = super().compose_node(parent, index)
+        if isinstance(node, yaml.ScalarNode):
+            node.value.encode()  # an escape may name half a surrogate pair, which is no character
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
@@ -51,17 +70,22 @@ def load_yaml(text: str | bytes, kind: type[T], *, error: type[AgentError], fami
         value = yaml.load(text, Loader=_UniqueLoader)  # noqa: S506  # a SafeLoader
     except _Duplicate as e:
         raise error(f"{family}.duplicate", f"key {e} stands twice", hint="keep one of them") from e
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as e:  # overflow: an escape past all characters
         raise error(f"{family}.syntax", " ".join(str(e).split()), hint="correct the YAML") from e
     return build(value, kind, error=error, family=family)
 
 
 def load_json(text: str | bytes, *, error: type[AgentError], family: str, limit: int = MAX_TEXT) -> Any:
-    """JSON value; duplicate keys, NaN and texts over `limit` bytes are refused (`<family>.json`)."""
+    """JSON value; duplicate keys, NaN, lone surrogates, bytes that are not UTF-8 and texts over `limit` bytes are
+    refused (`<family>.json`)."""
     if len(text) > limit:
         _refuse(error, f"{family}.json", f"{len(text)} bytes, at most {limit}")
     try:
-        return json.loads(text, object_pairs_hook=_unique_pairs, parse_constant=_no_constant)
+        text = text.decode() if isinstance(text, bytes) else text  # json would guess UTF-16, and let surrogates pass
+        value = json.loads(text, object_pairs_hook=_unique_pairs, parse_constant=_no_constant)
+        if _SURROGATE.search(text):  # most texts have none, and are not walked
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as e:
         raise error(f"{family}.json", str(e)[:200], hint="send valid JSON without duplicate keys") from e
 
