@@ -149,7 +149,7 @@ def _prompt(value: Mapping[str, Any]) -> str | tuple[int, ...]:
     if isinstance(seen, list) and len(seen) == 1 and isinstance(seen[0], str | list):
         seen = seen[0]
     if isinstance(seen, str):
-        return _text(seen, "prompt")
+        return seen
     if isinstance(seen, list) and seen and all(isinstance(t, int) and not isinstance(t, bool) for t in seen):
         return tuple(seen)
     raise _bad("prompt", "must be one string or one list of tokens")
@@ -171,16 +171,7 @@ def _message(seen: object, at: str) -> Message:
         content = "".join(texts) if all(isinstance(t, str) for t in texts) else None
     if not isinstance(content, str):
         raise _bad(f"{at}.content", "must be text")
-    return Message(_ROLES[seen["role"]], _text(content, f"{at}.content"))
-
-
-def _text(seen: str, at: str) -> str:
-    """JSON can spell half a surrogate pair, which is no character and which no tokenizer takes."""
-    try:
-        seen.encode()
-    except UnicodeEncodeError as e:
-        raise _bad(at, "has a lone surrogate") from e
-    return seen
+    return Message(_ROLES[seen["role"]], content)
 
 
 def _stop(value: Mapping[str, Any]) -> tuple[str, ...]:
