@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from antechamber import strict
 from antechamber.errors import AppraisalRefused, ConfigError, MalformedEvidence
+from antechamber.evidence.certificates import CERTIFICATE_ERRORS
 from antechamber.evidence.eventlog import DOMAIN
 
 PROFILE = "tag:github.com,2024:confidential-containers/Trustee"
@@ -86,14 +87,14 @@ def _signer(header: str) -> x509.Certificate:
         raise _malformed("the header is not ES256 with jwk.x5c")
     try:
         return x509.load_der_x509_certificate(base64.b64decode(chain[0], validate=True))
-    except (binascii.Error, ValueError) as e:
+    except CERTIFICATE_ERRORS as e:  # binascii.Error is a ValueError
         raise _malformed("jwk.x5c is not a certificate") from e
 
 
 def _ca(pem: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem.encode())
-    except ValueError as e:
+    except CERTIFICATE_ERRORS as e:
         raise ConfigError("policy.value", "attestation_result.ca is not a PEM certificate", hint=_HINT) from e
 
 
@@ -108,9 +109,9 @@ def _verify_chain(leaf: x509.Certificate, ca: x509.Certificate, now: int) -> Non
         constraints = ca.extensions.get_extension_for_class(x509.BasicConstraints).value
         own = leaf.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as e:
+    except (*CERTIFICATE_ERRORS, InvalidSignature) as e:
         raise _refuse_chain("the signer's certificate is not issued by the CA of the policy") from e
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as e:
+    except x509.ExtensionNotFound as e:
         raise _refuse_chain("a certificate does not say what it may do") from e
     if not constraints.ca or own.ca or not usage.digital_signature:
         raise _refuse_chain("the signer's certificate is not for signing, or its issuer is no CA")
@@ -128,7 +129,10 @@ def _verify_signature(token: str, leaf: x509.Certificate) -> bytes:
         from joserfc.jwk import ECKey  # noqa: PLC0415
     except ImportError as e:
         raise ConfigError("install.joserfc", "joserfc is not installed", hint="pip install antechamber[client]") from e
-    public = leaf.public_key()
+    try:
+        public = leaf.public_key()
+    except CERTIFICATE_ERRORS as e:
+        raise _refuse_chain("the signer's key does not parse") from e
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
         raise _refuse_chain("the signer's key is not EC P-256")
     registry = jws.JWSRegistry(algorithms=["ES256"])
@@ -136,7 +140,7 @@ def _verify_signature(token: str, leaf: x509.Certificate) -> bytes:
     key = ECKey.import_key(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     try:
         return jws.deserialize_compact(token, key, registry=registry).payload or b""
-    except (JoseError, ValueError) as e:
+    except (JoseError, ValueError, TypeError) as e:  # TypeError: a header such as `crit: 5`
         raise AppraisalRefused("ear.signature", "the signature does not verify", hint=_HINT) from e
 
 

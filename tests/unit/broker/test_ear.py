@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -165,4 +166,31 @@ def test_ear_parses_or_refuses_any_signed_claims(value: Any) -> None:
         parse_ear(SIGNER.sign(claims() | body), PEM, NOW)
 
 
+def with_header(token: str, **changes: Any) -> str:
+    head, body, signature = token.split(".")
+    header = json.loads(base64.urlsafe_b64decode(head + "==")) | changes
+    return f"{base64.urlsafe_b64encode(json.dumps(header).encode()).rstrip(b'=').decode()}.{body}.{signature}"
+
+
+@given(
+    st.sampled_from(["crit", "b64", "kid", "typ", "cty", "x5c", "zip", "x5t", "jku", "other"]),
+    st.recursive(st.none() | st.integers() | st.booleans() | st.text(max_size=5), st.lists, max_leaves=4),
+)
+def test_ear_refuses_any_changed_header(name: str, value: Any) -> None:
+    with pytest.raises((MalformedEvidence, AppraisalRefused)):
+        parse_ear(with_header(TOKEN, **{name: value}), PEM, NOW)
+
+
+def test_ear_refuses_a_critical_header_that_is_no_list() -> None:
+    assert code_of(lambda: parse_ear(with_header(TOKEN, crit=5), PEM, NOW)) == "ear.signature"
+
+
+def test_ear_refuses_a_certificate_of_no_version() -> None:
+    der = SIGNER.chain[0].public_bytes(Encoding.DER)
+    at = der.index(bytes.fromhex("a003020102"))
+    jwk = parts(TOKEN)[0]["jwk"] | {"x5c": [base64.b64encode(der[: at + 4] + b"\x07" + der[at + 5 :]).decode()]}
+    assert code_of(lambda: parse_ear(with_header(TOKEN, jwk=jwk), PEM, NOW)) == "ear.shape"
+
+
 SIGNER = signer()
+TOKEN = SIGNER.sign(claims())
