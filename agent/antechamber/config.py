@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from antechamber import strict
 from antechamber.errors import ConfigError
@@ -62,7 +63,12 @@ class BrokerConfig:
     timeout_s: int = 10
 
     def __post_init__(self) -> None:
-        _require(self.url.startswith("https://"), "broker.url", self.url, "use https://")
+        try:
+            parts = urlsplit(self.url)
+            usable = parts.scheme == "https" and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # `https://[`, or a port that is no number
+            usable = False
+        _require(usable and self.url.startswith("https://"), "broker.url", self.url, "use https://host:port")
         _require(1 <= self.timeout_s <= 120, "broker.timeout_s", self.timeout_s, "1 to 120")
         _absolute("broker.ca", self.ca)
 

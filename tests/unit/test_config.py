@@ -30,6 +30,9 @@ def _changed(section: str, **values: Any) -> dict[str, Any]:
     "changes",
     [
         _changed("broker", url="http://kbs.example.org"),
+        _changed("broker", url="https://["),
+        _changed("broker", url="https://kbs.example.org:port"),
+        _changed("broker", url="https://"),
         _changed("broker", timeout_s=0),
         _changed("gateway", tls_inside_enclave=False),
         _changed("gateway", names=[]),

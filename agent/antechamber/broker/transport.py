@@ -65,12 +65,12 @@ class Transport:
     """HTTPS to `url`, whose certificate must chain to the CA in the file `ca`, and to no other.
 
     `timeout_s` bounds the connect, each read, and, doubled, the whole exchange. No proxies, no redirects, no netrc, no
-    environment. Not safe for threads.
+    environment. Not safe for threads. Raises ConfigError `config.value` for a URL that does not parse.
     """
 
     def __init__(self, url: str, ca: str, timeout_s: float) -> None:
         self.base, self._ca, self._timeout_s = url.rstrip("/"), ca, timeout_s
-        self.path = urlsplit(self.base).path
+        self.path = _path(self.base)
         self._watchdog = _Watchdog()
         self._session: requests.Session | None = None
 
@@ -142,6 +142,17 @@ class Transport:
         if names & {"BadStatusLine", "LineTooLong", "InvalidHeader", "IncompleteRead", "HTTPException"}:
             return _unreachable("broker.protocol", _said(causes))
         return _unreachable("broker.unreachable", _said(causes))
+
+
+def _path(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # `https://[`, or a port that is no number
+        usable = False
+    if not usable:
+        raise ConfigError("config.value", f"broker.url is {url[:200]!r}", hint="use https://host or https://host:port")
+    return parts.path
 
 
 def _said(causes: list[BaseException]) -> str:

@@ -173,3 +173,10 @@ def test_transport_refuses_a_ca_file_that_is_not_one(ca: Path) -> None:
     assert code_of("https://127.0.0.1:1", ca) == "config.file"
     (ca / "ca.pem").unlink()
     assert code_of("https://127.0.0.1:1", ca) == "config.file"
+
+
+@pytest.mark.parametrize("url", ["https://[", "https://", "https://host:port", "https://host:70000", "https://host:0"])
+def test_transport_refuses_a_url_that_does_not_parse(url: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Transport(url, "ca.pem", 1)
+    assert refused.value.code == "config.value"
