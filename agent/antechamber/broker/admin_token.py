@@ -45,7 +45,7 @@ class AdminVerifier:
         public = self.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         try:
             claims = jwt.decode(token, OKPKey.import_key(public), algorithms=_ALGORITHMS).claims
-        except (JoseError, ValueError) as e:
+        except (JoseError, ValueError, TypeError) as e:  # TypeError: a header such as `crit: 5`
             raise _denied("its signature does not verify with the admin key") from e
         self._require_claims(claims, now)
         return str(claims.get("sub", ""))[:64]

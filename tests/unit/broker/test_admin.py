@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from antechamber.broker import admin
 from antechamber.broker.admin_token import AdminVerifier, build_admin_token
+from antechamber.broker.messages import b64url
 from antechamber.broker.settings import AdminSettings, load_settings, parse_listen
 from antechamber.errors import AgentError, BrokerDenied, ConfigError
 
@@ -118,7 +119,10 @@ def test_admin_token_refuses_claims(change: dict[str, object]) -> None:
     assert refused.value.code == "admin.token"
 
 
-@pytest.mark.parametrize("token", [None, "", "a.b.c", "e30.e30.", "eyJhbGciOiJub25lIn0.e30."])
+CRITICAL = b64url(b'{"alg":"EdDSA","crit":5}') + ".e30." + "A" * 86
+
+
+@pytest.mark.parametrize("token", [None, "", "a.b.c", "e30.e30.", "eyJhbGciOiJub25lIn0.e30.", CRITICAL])
 def test_admin_token_refuses_what_is_none(token: str | None) -> None:
     with pytest.raises(BrokerDenied):
         AdminVerifier(Ed25519PrivateKey.generate().public_key(), SETTINGS).require(token, 0)
