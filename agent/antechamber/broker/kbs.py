@@ -112,22 +112,38 @@ _HINTS: Mapping[str, str] = {
     "broker.resource": "does the broker hold this resource, and do its rules release it to this guest now?",
     "broker.denied": "the broker's audit log has the reason",
 }
+# What our broker says of a session that it does not have. Trustee says so of a GET alone: its answer to /attest, 401
+# "RCAR handshake Attest failed" without a cause, is the same for a lost session and for Evidence that it refuses.
+_LOST = re.compile(r"Attestation error: RCAR handshake Attest failed: session\.(unknown|none): ")
+_LOST_LATER = re.compile(r"Token Verifier error: session\.unknown: ")
 
 
 def deny(answer: Answer, code: str) -> NoReturn:
     """Turn an answer that is not 200 into a refusal that carries the broker's own words.
 
-    Raises BrokerDenied `broker.version` or `code`, BrokerUnreachable `broker.protocol`.
+    Raises BrokerDenied `broker.version` or `code` for a verdict; BrokerUnreachable where there is none:
+    `broker.unavailable`, `broker.session`, `broker.protocol`.
     """
     if answer.status >= 500:
-        raise BrokerUnreachable("broker.unreachable", f"HTTP status {answer.status}", hint="see the broker's log")
+        raise BrokerUnreachable("broker.unavailable", _words(answer), hint="see the broker's log")
     if answer.status not in (401, 403, 404):
         raise _protocol(f"HTTP status {answer.status}")
     try:
         said = ErrorInformation.parse(answer.body)
     except MalformedEvidence as e:
         raise _protocol(f"HTTP status {answer.status} without the protocol's error object") from e
+    if said.variant == "TokenNotFound" or _LOST.match(said.detail) or _LOST_LATER.match(said.detail):
+        hint = "a broker that restarts, or is flooded, forgets sessions: attest again"
+        raise BrokerUnreachable("broker.session", _words(answer), hint=hint)
     if "KBS Client Protocol Version Mismatch" in said.detail:
         code = "broker.version"
-    detail = re.sub(r"[^\x20-\x7e]", "?", f"{said.variant}: {said.detail}")[:500]  # a peer's text, onto a console
-    raise BrokerDenied(code, detail, hint=_HINTS[code])
+    raise BrokerDenied(code, _words(answer), hint=_HINTS[code])
+
+
+def _words(answer: Answer) -> str:
+    """A peer's text, onto a console."""
+    try:
+        said = ErrorInformation.parse(answer.body)
+    except MalformedEvidence:
+        return f"HTTP status {answer.status}"
+    return re.sub(r"[^\x20-\x7e]", "?", f"{said.variant}: {said.detail}")[:500]

@@ -9,7 +9,7 @@ import pytest
 from antechamber.broker.kbs import Kbs
 from antechamber.broker.messages import Challenge, ErrorInformation
 from antechamber.broker.transport import Answer
-from antechamber.errors import AgentError, ConfigError
+from antechamber.errors import AgentError, BrokerUnreachable, ConfigError
 from antechamber.evidence.composite import CompositeEvidence
 
 NONCE = "DJE9yXUVaLtacTf+DznMn5CYrb76/vWJLuFHCxKs49s="
@@ -91,7 +91,8 @@ def test_cookie_follows_a_broker_under_a_path() -> None:
         (said(401, "AttestationError", "no"), "broker.denied"),
         (said(404, "PluginNotFound", "no"), "broker.denied"),
         (Answer(401, {}, (), b"no"), "broker.protocol"),
-        (Answer(500, {}, (), b"no"), "broker.unreachable"),
+        (Answer(500, {}, (), b"no"), "broker.unavailable"),
+        (said(503, "PluginInternalError", "session.full"), "broker.unavailable"),
         (Answer(302, {}, (), b""), "broker.protocol"),
         (Answer(201, {}, (COOKIE,), Challenge(NONCE).build()), "broker.protocol"),
         (ok(Challenge(NONCE).build()), "broker.protocol"),
@@ -119,6 +120,29 @@ def test_a_denial_has_its_code_and_the_brokers_words(call: Callable[[Kbs], Any],
         call(broker)
     assert refused.value.code == code
     assert refused.value.detail == "PolicyDeny: because?[31m?of this"  # a peer's text is no terminal's command
+
+
+LOST = "Attestation error: RCAR handshake Attest failed: session.unknown: no such session"
+
+
+@pytest.mark.parametrize(
+    ("variant", "detail", "code"),
+    [
+        ("AttestationError", LOST, "broker.session"),
+        ("AttestationError", LOST.replace("unknown", "none"), "broker.session"),
+        ("TokenVerifierError", "Token Verifier error: session.unknown: no such session", "broker.session"),
+        ("TokenNotFound", "Attestation Token not found", "broker.session"),  # Trustee's words
+        ("AttestationError", LOST.replace("unknown", "spent"), "broker.attest"),
+        ("AttestationError", "Attestation error: RCAR handshake Attest failed", "broker.attest"),  # Trustee's, for all
+        ("AttestationError", LOST.replace("session.unknown", "appraisal.x: session.unknown"), "broker.attest"),
+    ],
+)
+def test_a_lost_session_is_no_verdict(variant: str, detail: str, code: str) -> None:
+    broker, _ = kbs(said(401, variant, detail))
+    with pytest.raises(AgentError) as refused:
+        broker.attest(NONCE, {}, EVIDENCE, None)
+    assert refused.value.code == code
+    assert isinstance(refused.value, BrokerUnreachable) == (code == "broker.session")
 
 
 def test_attest_refuses_a_token_that_is_none() -> None:
