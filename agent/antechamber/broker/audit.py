@@ -1,4 +1,8 @@
-"""The audit trail: one record for every decision, on the disk before its answer leaves."""
+"""The audit trail: one record for every decision, on the disk before its answer leaves.
+
+What the broker decides about guests that a policy vouches for, and for its owner, is append-only. Of what it turns away
+from strangers only the newest are kept: anyone can ask, and must not fill the disk.
+"""
 
 import hashlib
 import json
@@ -25,32 +29,46 @@ class Record:
     policy: str = ""  # sha256:<hex> of the rules file
 
 
+_LAST = "(SELECT coalesce(max(id), 0) FROM audit)"
 _COLUMNS = [f.name for f in fields(Record)]
+MAX_STRANGERS = 100_000  # records; each at most about 2 KiB
+_MAX_FIELD, _MAX_STRANGERS_FIELD = 2000, 400  # characters
 
 
 class Audit:
-    """Append-only: the database refuses to change or delete a record."""
+    """Append-only, but for strangers: the database refuses to change or delete a record."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, strangers: int = MAX_STRANGERS) -> None:
+        self._database, self._strangers = database, strangers
 
     def add(self, record: Record) -> None:
         """Returns once the record is on the disk. Raises sqlite3.Error, and then nothing may be released."""
         marks = ", ".join("?" for _ in _COLUMNS)
-        values = [_clean(getattr(record, name)) for name in _COLUMNS]
+        values = [_clean(getattr(record, name), _MAX_FIELD) for name in _COLUMNS]
         with self._database.write() as db:
             db.execute(f"INSERT INTO audit ({', '.join(_COLUMNS)}) VALUES ({marks})", values)  # noqa: S608  # own names
 
+    def note(self, record: Record) -> None:
+        """Keep the record of a stranger until enough others follow. Raises sqlite3.Error."""
+        marks = ", ".join("?" for _ in _COLUMNS)
+        values = [_clean(getattr(record, name), _MAX_STRANGERS_FIELD) for name in _COLUMNS]
+        insert = f"INSERT INTO stranger (after, {', '.join(_COLUMNS)}) VALUES ({_LAST}, {marks})"  # noqa: S608
+        with self._database.write() as db:
+            last = db.execute(insert, values).lastrowid or 0
+            db.execute("DELETE FROM stranger WHERE id <= ?", (last - self._strangers,))
+
     def records(self, limit: int = 1000) -> tuple[Record, ...]:
         """The newest, oldest first."""
-        query = f"SELECT {', '.join(_COLUMNS)} FROM audit ORDER BY id DESC LIMIT ?"  # noqa: S608  # own names
+        names = ", ".join(_COLUMNS)
+        both = f"SELECT id AS a, 0 AS b, {names} FROM audit UNION ALL SELECT after, id, {names} FROM stranger"  # noqa: S608
+        query = f"SELECT {names} FROM ({both}) ORDER BY a DESC, b DESC LIMIT ?"  # noqa: S608  # own names
         with self._database.read() as db:
             rows = db.execute(query, (limit,)).fetchall()
         return tuple(Record(**dict(zip(_COLUMNS, row, strict=True))) for row in reversed(rows))
 
 
-def _clean(value: str | int) -> str | int:
-    return value if isinstance(value, int) else value.encode("utf-8", "replace").decode()[:2000]
+def _clean(value: str | int, limit: int) -> str | int:
+    return value if isinstance(value, int) else value.encode("utf-8", "replace").decode()[:limit]
 
 
 def session_digest(session_id: str) -> str:

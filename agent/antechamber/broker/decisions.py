@@ -41,6 +41,7 @@ class Trail:
     session: str = ""
     evidence: str = ""
     policy: str = ""
+    known: bool = False  # a guest that a policy vouches for, or the owner; all others are strangers
 
 
 class NotFound(BrokerDenied):
@@ -66,7 +67,7 @@ class Broker:
     admins: AdminVerifier
     clock: Callable[[], int] = wall_clock
 
-    def auth(self, body: bytes) -> Session:
+    def auth(self, trail: Trail, body: bytes) -> Session:
         """/auth. Raises MalformedEvidence `kbs.*`, BrokerDenied `broker.version`, `broker.tee`, `session.full`."""
         request = Request.parse(body)
         if request.version != VERSION:
@@ -74,7 +75,7 @@ class Broker:
             raise BrokerDenied("broker.version", f"KBS Client Protocol Version Mismatch: {seen}", hint="speak 0.4.0")
         if request.tee != "tdx":  # `sample` above all: it proves nothing
             raise BrokerDenied("broker.tee", f"tee {request.tee!a} is not served", hint="attest a TDX guest")
-        return self.sessions.open(self.clock())
+        return self.sessions.open(self.clock(), trail.peer)
 
     def attest(self, trail: Trail, session_id: str | None, body: bytes) -> str:
         """/attest: verify, appraise, sign. An attested session gets its token again.
@@ -91,16 +92,18 @@ class Broker:
         if session.attested is not None:
             return session.attested.token
         sent = Attestation.parse(body)
-        if not hmac.compare_digest(sent.nonce, session.nonce):
+        if not hmac.compare_digest(sent.nonce.encode(), session.nonce.encode()):
             raise BrokerDenied("session.nonce", "the nonce is not this session's", hint="send the nonce of /auth")
         evidence = CompositeEvidence.from_kbs(sent.primary, sent.additional)
         trail.evidence = audit.evidence_digests(evidence.quote, evidence.event_log, evidence.additional)
         loaded = self.loaded(trail)
         verified = self._verify(loaded, sent, evidence)  # 2
         policy = loaded.rules.holding(verified)  # 3
+        trail.known = policy is not None
         claims = compose_claims(verified, nonce=sent.nonce, pubkey=sent.pubkey, policy=policy, now=self.clock())
         token = self.tokens.sign(claims)
-        attested = Attested(verified, sent.pubkey, token, claims["jti"], claims["exp"], trail.evidence)
+        attested = Attested(verified, sent.pubkey, token, claims["jti"], claims["exp"], trail.evidence, policy)
+        self.sessions.require_unspent(attested)
         detail = f"{verified.phase}: {policy}" if policy else f"contraindicated: {loaded.rules.closest(verified)}"
         self.record(trail, "attested", detail=detail)
         self.sessions.attest(session, attested)
@@ -134,7 +137,7 @@ class Broker:
             raise NotFound("resource.missing", f"{path} is allowed, but not here", hint="upload it")
         with secret as value:
             if rule.phase == "boot":
-                self.sessions.spend(session)
+                self.sessions.spend(session, self.clock())
             sealed = jwe.seal(attested.pubkey, bytes(value))
         self.record(trail, "released", detail=rule.phase)
         return sealed
@@ -160,12 +163,14 @@ class Broker:
     def put(self, trail: Trail, bearer: str | None, path: str, value: bytes) -> None:
         """Upload. Raises BrokerDenied `admin.token`, MalformedEvidence `kbs.path`, ConfigError."""
         subject = self.admins.require(bearer, self.clock())
+        trail.known = True
         version = self.store.put(parse_path(path), value)
         self.record(trail, "stored", detail=f"version {version}, by {subject}")
 
     def delete(self, trail: Trail, bearer: str | None, path: str) -> None:
         """Raises BrokerDenied `admin.token`, MalformedEvidence `kbs.path`, NotFound."""
         subject = self.admins.require(bearer, self.clock())
+        trail.known = True
         if not self.store.delete(parse_path(path)):
             raise NotFound("resource.missing", f"{path} is not here", hint="name a resource that is")
         self.record(trail, "deleted", detail=f"by {subject}")
@@ -175,7 +180,7 @@ class Broker:
         session = self._find(credentials)
         trail.session = audit.session_digest(session.id)
         if session.attested is not None:
-            trail.evidence = session.attested.digests
+            trail.evidence, trail.known = session.attested.digests, session.affirming
         return session
 
     def _find(self, credentials: Credentials) -> Session:
@@ -209,7 +214,10 @@ class Broker:
             evidence=trail.evidence,
             policy=trail.policy,
         )
-        self.audit.add(record)
+        if trail.known or decision not in ("attested", "refused"):
+            self.audit.add(record)
+        else:
+            self.audit.note(record)
         log.event(f"broker.{decision}", resource=trail.resource, session=trail.session, peer=trail.peer, code=code)
 
     def refused(self, trail: Trail, error: AgentError) -> None:

@@ -1,8 +1,14 @@
-"""The embedded broker over HTTPS: KBS protocol 0.4.0 and our plugin paths. Every error is its error object."""
+"""The embedded broker over HTTPS: KBS protocol 0.4.0 and our plugin paths. Every error is its error object.
+
+401 is a verdict on the guest, which ends it. What says nothing of the guest (a full table, unusable rules, a fault of
+ours) is 503: a guest then goes on for as long as its last good verdict carries it, and no stranger ends one.
+"""
 
 import asyncio
+import logging
 import ssl
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 from functools import partial
 from sqlite3 import Error as SqliteError
@@ -22,18 +28,24 @@ from antechamber.broker.messages import (
     ErrorInformation,
     build_token,
 )
-from antechamber.broker.sessions import Session
+from antechamber.broker.sessions import Session, origin
 from antechamber.broker.settings import parse_listen
 from antechamber.broker.store import MAX_RESOURCE
-from antechamber.errors import AgentError, BrokerDenied, MalformedEvidence
+from antechamber.errors import AgentError, BrokerDenied, ConfigError, MalformedEvidence
 
 P = ParamSpec("P")
 R = TypeVar("R")
 MAX_FIELD = 512 << 10  # bytes of one header: tokens travel there
+HEAD_TIMEOUT_S = 75  # from connect to the end of the first head, and idle afterwards
 BODY_TIMEOUT_S = 60.0
-MAX_IN_FLIGHT = 256 << 20  # bytes of all bodies being read: sessions are free, so memory must not be
+RETRY_S = 10
+MAX_IN_FLIGHT = 128 << 20  # bytes of all bodies until they are decided: sessions are free, so memory must not be
+MAX_IN_FLIGHT_PER_PEER = 32 << 20
+MAX_VERIFYING = 4  # at once
 _TRAIL = web.RequestKey("trail", Trail)
+_HELD = web.RequestKey("held", int)
 _JSON = "application/json"
+_NO_VERDICT = frozenset({"broker.busy", "broker.fault", "session.full", "collateral.expired"})
 
 # A refusal's family, or its whole code, to the protocol's variant and the words that its clients know.
 _VARIANTS = {
@@ -67,12 +79,35 @@ def build_app(broker: Broker) -> web.Application:
     return app
 
 
+class _Budget:
+    """Bytes of bodies in memory, of all and of each address. The event loop's thread alone counts."""
+
+    def __init__(self) -> None:
+        self._held: Counter[str] = Counter()
+
+    def take(self, request: web.Request, size: int) -> None:
+        """Raises BrokerDenied `broker.busy`."""
+        peer = origin(request.remote or "")
+        self._held[peer] += size
+        request[_HELD] = request.get(_HELD, 0) + size
+        if self._held[peer] > MAX_IN_FLIGHT_PER_PEER or self._held.total() > MAX_IN_FLIGHT:
+            raise BrokerDenied("broker.busy", "too many bodies at once", hint="try again")
+
+    def give_back(self, request: web.Request) -> None:
+        if size := request.get(_HELD, 0):
+            peer = origin(request.remote or "")
+            self._held[peer] -= size
+            if not self._held[peer]:
+                del self._held[peer]
+
+
 class _Server:
     """Endpoints. Decisions block, and are taken in threads."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._in_flight = 0  # bytes; the event loop's thread alone counts
+        self._budget = _Budget()
+        self._verifying = asyncio.Semaphore(MAX_VERIFYING)
 
     @web.middleware
     async def refusals(
@@ -86,32 +121,40 @@ class _Server:
             return await self._refused(request, e)
         except web.HTTPException as e:
             if e.status not in (404, 405):
-                return _error(401, ErrorInformation("PluginInternalError", e.reason))
+                return _error(e.status, ErrorInformation("PluginInternalError", e.reason))
             plugin = request.path.removeprefix(PREFIX).strip("/").partition("/")[0]
             return _error(404, ErrorInformation("PluginNotFound", f"Plugin {plugin[:64]} not found"))
-        except (SqliteError, TimeoutError) as e:
-            log.event("broker.failed", path=request.path[:300], error=f"{type(e).__name__}: {e}")
-            return _error(401, ErrorInformation("PluginInternalError", "Plugin internal error"))
+        except Exception as e:  # noqa: BLE001  # the one place: a fault of ours must reach no guest as a verdict on it
+            name = type(e).__name__  # never its text, which may hold what a client sent
+            log.event("broker.failed", level=logging.ERROR, path=request.path[:300], error=name)
+            return await self._refused(request, BrokerDenied("broker.fault", name, hint="read the broker's log"))
+        finally:
+            self._budget.give_back(request)
 
     async def _refused(self, request: web.Request, error: AgentError) -> web.StreamResponse:
         try:
             await _in_thread(self._broker.refused, request[_TRAIL], error)
         except SqliteError as e:  # nothing is released: the answer may go without its record
-            log.event("broker.failed", path=request.path[:300], error=f"{type(e).__name__}: {e}")
-        return _error(404 if isinstance(error, NotFound) else 401, _said(request.path, error))
+            log.event("broker.unrecorded", level=logging.ERROR, code=error.code, error=type(e).__name__)
+        status = _status(error)
+        if status == 503:  # the code alone: details of our own files are for the audit
+            said = ErrorInformation("PluginInternalError", f"Plugin internal error: {error.code}")
+            return _error(503, said, {"Retry-After": str(RETRY_S)})
+        return _error(status, _said(request.path, error))
 
     async def healthz(self, request: web.Request) -> web.Response:
         return web.Response()
 
     async def auth(self, request: web.Request) -> web.Response:
-        session = await _in_thread(self._broker.auth, await self._read(request, MAX_REQUEST))
+        session = await _in_thread(self._broker.auth, request[_TRAIL], await self._read(request, MAX_REQUEST))
         return _with_cookie(session, Challenge(session.nonce).build())
 
     async def attest(self, request: web.Request) -> web.Response:
         trail, cookie = request[_TRAIL], request.cookies.get(COOKIE)
-        session = self._broker.session(trail, Credentials(cookie, None))  # before 16 MiB are read for nobody
+        session = self._broker.session(trail, Credentials(cookie, None))  # before 8 MiB are read for nobody
         body = await self._read(request, MAX_ATTESTATION)
-        token = await _in_thread(self._broker.attest, trail, cookie, body)
+        async with self._verifying:
+            token = await _in_thread(self._broker.attest, trail, cookie, body)
         return _with_cookie(session, build_token(token))
 
     async def release(self, request: web.Request) -> web.Response:
@@ -154,19 +197,17 @@ class _Server:
         return web.Response(body=lease, content_type=_JSON)
 
     async def _read(self, request: web.Request, limit: int) -> bytes:
-        """The body, at most `limit` bytes. Raises MalformedEvidence `kbs.size`, BrokerDenied `broker.busy`."""
+        """The body, at most `limit` bytes, which count until the request is answered.
+
+        Raises MalformedEvidence `kbs.size`, BrokerDenied `broker.busy`, TimeoutError.
+        """
         body = bytearray()
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                async for chunk in request.content.iter_any():
-                    body += chunk
-                    self._in_flight += len(chunk)
-                    if len(body) > limit:
-                        raise MalformedEvidence("kbs.size", f"a body of over {limit} bytes", hint="send less")
-                    if self._in_flight > MAX_IN_FLIGHT:
-                        raise BrokerDenied("broker.busy", "too many bodies at once", hint="try again")
-        finally:
-            self._in_flight -= len(body)
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                self._budget.take(request, len(chunk))
+                if len(body) > limit:
+                    raise MalformedEvidence("kbs.size", f"a body of over {limit} bytes", hint="send less")
         return bytes(body)
 
 
@@ -201,8 +242,15 @@ def _said(path: str, error: AgentError) -> ErrorInformation:
     return ErrorInformation(variant, f"{words}: {cause}")
 
 
-def _error(status: int, said: ErrorInformation) -> web.Response:
-    return web.Response(status=status, body=said.build(), content_type=_JSON)
+def _status(error: AgentError) -> int:
+    if isinstance(error, NotFound):
+        return 404
+    ours = isinstance(error, ConfigError) and error.code != "broker.resource-size"  # the admin's own mistake
+    return 503 if ours or error.code in _NO_VERDICT else 401
+
+
+def _error(status: int, said: ErrorInformation, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.Response(status=status, body=said.build(), content_type=_JSON, headers=headers)
 
 
 def tls_context(certificate: str, key: str) -> ssl.SSLContext:
@@ -216,7 +264,12 @@ def tls_context(certificate: str, key: str) -> ssl.SSLContext:
 async def start(broker: Broker, listen: str, context: ssl.SSLContext) -> tuple[web.AppRunner, str]:
     """Listen; the runner to clean up, and the URL with the port that was taken. Raises OSError."""
     runner = web.AppRunner(
-        build_app(broker), access_log=None, max_line_size=16 << 10, max_field_size=MAX_FIELD, auto_decompress=False
+        build_app(broker),
+        access_log=None,
+        max_line_size=16 << 10,
+        max_field_size=MAX_FIELD,
+        auto_decompress=False,
+        keepalive_timeout=HEAD_TIMEOUT_S,
     )
     await runner.setup()
     host, port = parse_listen(listen)

@@ -110,7 +110,7 @@ def test_attestation_reads_init_data_of_toml_only() -> None:
 def test_attestation_refuses_half_a_surrogate_pair() -> None:
     value = attestation()
     value["tee-evidence"]["additional_evidence"] = "\ud800"
-    assert code_of(lambda: parse(value)) == "kbs.shape"
+    assert code_of(lambda: parse(value)) == "kbs.json"
 
 
 def test_response_refuses_a_header_outside_the_protected_one() -> None:

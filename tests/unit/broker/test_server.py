@@ -12,7 +12,7 @@ from cryptography import x509
 from antechamber.broker.admin_token import build_admin_token, load_ed25519
 from antechamber.broker.messages import Attestation, ErrorInformation
 from antechamber.broker.settings import AdminSettings
-from antechamber.errors import BrokerDenied
+from antechamber.errors import BrokerDenied, BrokerUnreachable
 from antechamber.evidence.collateral import open_collateral
 from antechamber.evidence.ear import parse_ear
 
@@ -148,8 +148,10 @@ def test_rules_that_do_not_parse_refuse_everything(rig: Rig) -> None:
     guest.attest(kbs)
     (rig.directory / "policy.yaml").write_text("")
     for ask in (lambda: kbs.release(MODEL_KEY), lambda: kbs.certify(guest.request()), lambda: guest.attest(kbs)):
-        with pytest.raises(BrokerDenied):
+        with pytest.raises(BrokerUnreachable) as refused:  # no verdict on the guest
             ask()
+        assert (refused.value.code, "rules.type" in refused.value.detail) == ("broker.unavailable", True)
+    assert [r for r in rig.decisions() if r[0] == "refused"] == [("refused", "rules.type")] * 3
 
 
 def test_init_data_must_be_what_mr_config_id_says(rig: Rig) -> None:

@@ -1,5 +1,6 @@
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,18 @@ def test_audit_keeps_records_in_order(tmp_path: Path) -> None:
     first, second = audit.records()
     assert first == RECORD
     assert (second.decision, second.resource) == ("refused", "?")
+
+
+def test_audit_keeps_decisions_and_the_newest_of_strangers(tmp_path: Path) -> None:
+    audit = Audit(Database(str(tmp_path / "db")), strangers=3)
+    audit.add(RECORD)
+    for i in range(10):
+        audit.note(replace(RECORD, decision="refused", code=f"kbs.{i}", detail="x" * 9000))
+    audit.add(RECORD)
+    kept = audit.records()
+    assert [r.code for r in kept] == ["", "kbs.7", "kbs.8", "kbs.9", ""]
+    assert len(kept[1].detail) == 400
+    assert [r.code for r in audit.records(2)] == ["kbs.9", ""]
 
 
 @pytest.mark.parametrize("change", ["UPDATE audit SET decision = 'refused'", "DELETE FROM audit"])

@@ -1,0 +1,325 @@
+"""A stranger, or a fault of its own, makes the broker say nothing about a guest, never that it failed.
+
+A guest powers off at a verdict (401) and goes on without one (503): each test here ends with a guest that goes on.
+"""
+
+import json
+import sqlite3
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.client import HTTPSConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from brokers import MODEL_KEY, PREFIX, Guest, Rig, auth_body, cookie_of, running
+
+from antechamber.boot.attestor import passing
+from antechamber.broker.decisions import Trail
+from antechamber.broker.kbs import Kbs
+from antechamber.broker.messages import Attestation, ErrorInformation
+from antechamber.broker.sessions import PER_PEER
+from antechamber.errors import AgentError, BrokerDenied, BrokerUnreachable
+
+STRANGER = Trail("203.0.113.9", "POST /kbs/v0/auth")
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with running(tmp_path / "broker") as rig:
+        yield rig
+
+
+def serving(rig: Rig) -> Guest:
+    guest = rig.guest()
+    guest.cap()
+    return guest
+
+
+def reattest(guest: Guest, kbs: Kbs) -> None:
+    """As the watch does."""
+    guest.attest(kbs)
+    kbs.lease()
+
+
+def no_verdict(call: Callable[[], object], code: str, cause: str = "") -> None:
+    with pytest.raises(BrokerUnreachable) as error:
+        call()
+    assert error.value.code == code, error.value
+    assert cause in error.value.detail, error.value
+    assert passing(error.value)
+
+
+def said(rig: Rig, *args: Any, **kwargs: Any) -> tuple[int, str]:
+    status, headers, body = rig.raw(*args, **kwargs)
+    assert ("retry-after" in headers) == (status == 503)
+    return status, ErrorInformation.parse(body).detail
+
+
+# -- no verdict
+
+
+def test_flood_of_challenges_drops_no_attested_guest_and_no_other_challenge(rig: Rig) -> None:
+    guest, kbs, other = rig.guest(), rig.kbs(), rig.kbs()
+    guest.attest(kbs)
+    nonce = other.challenge()
+    for _ in range(5000):
+        rig.broker.auth(STRANGER, auth_body())
+    assert len(rig.broker.sessions) == 2 + PER_PEER
+    other.attest(nonce, guest.tee.public_jwk, guest.evidence(nonce), None)
+    kbs.release(MODEL_KEY)
+
+
+def test_full_table_is_no_verdict(rig: Rig) -> None:
+    guest, kbs = serving(rig), rig.kbs()
+    reattest(guest, kbs)
+    rig.broker.sessions._limit = 1
+    no_verdict(lambda: reattest(guest, kbs), "broker.unavailable", "session.full")
+    rig.broker.sessions._limit = 2
+    reattest(guest, kbs)
+
+
+def test_evicted_session_is_no_verdict(rig: Rig) -> None:
+    guest, kbs = serving(rig), rig.kbs()
+    nonce = kbs.challenge()
+    for _ in range(PER_PEER):
+        rig.broker.auth(Trail("127.0.0.1", ""), auth_body())
+    evidence = guest.evidence(nonce)
+    no_verdict(lambda: kbs.attest(nonce, guest.tee.public_jwk, evidence, None), "broker.session", "session.unknown")
+    reattest(guest, kbs)
+
+
+def test_broker_that_restarted_is_no_verdict(rig: Rig) -> None:
+    guest, kbs = serving(rig), rig.kbs()
+    guest.attest(kbs)
+    rig.broker.sessions._by_id.clear()
+    no_verdict(kbs.lease, "broker.session", "session.unknown")
+
+
+@pytest.mark.parametrize("text", [None, "", "version: 1\n", "{", "\x00", "a: 1\na: 2\n"])
+def test_unusable_rules_release_nothing_and_are_no_verdict(rig: Rig, text: str | None) -> None:
+    booting, serves = (rig.guest(), rig.kbs()), (serving(rig), rig.kbs())
+    booting[0].attest(booting[1])
+    serves[0].attest(serves[1])
+    path = rig.directory / "policy.yaml"
+    path.unlink() if text is None else path.write_text(text)
+    no_verdict(lambda: booting[1].release(MODEL_KEY), "broker.unavailable", "rules.")
+    no_verdict(lambda: booting[1].certify(booting[0].request()), "broker.unavailable", "rules.")
+    no_verdict(serves[1].lease, "broker.unavailable", "rules.")
+    no_verdict(lambda: reattest(*serves), "broker.unavailable", "rules.")
+    refused = [(d, c.partition(".")[0]) for d, c in rig.decisions()[2:]]
+    assert refused == [("refused", "rules")] * 4
+    assert "released" not in dict(rig.decisions())
+
+
+def test_answer_without_a_verdict_tells_strangers_no_path(rig: Rig) -> None:
+    guest = rig.guest()
+    token = guest.attest(rig.kbs())
+    (rig.directory / "policy.yaml").unlink()
+    answer = said(rig, "GET", f"{PREFIX}/resource/{MODEL_KEY}", Authorization=f"Bearer {token}")
+    assert answer == (503, "Plugin internal error: rules.file")
+
+
+def test_disk_that_is_full_releases_nothing_and_is_no_verdict(rig: Rig) -> None:
+    guest, kbs = rig.guest(), rig.kbs()
+    guest.attest(kbs)
+    with rig.broker.audit._database.write() as db:
+        for table in ("audit", "stranger"):
+            db.execute(f"CREATE TRIGGER full_{table} BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'full'); END")
+    no_verdict(lambda: kbs.release(MODEL_KEY), "broker.unavailable", "broker.fault")
+    no_verdict(lambda: rig.guest().attest(kbs), "broker.unavailable", "broker.fault")
+
+
+def test_expired_collateral_of_the_broker_is_no_verdict(rig: Rig) -> None:
+    (rig.directory / "collateral" / "simulated.json").write_text(json.dumps(rig.intel.collateral(days=-1)))
+    no_verdict(lambda: serving(rig).attest(rig.kbs()), "broker.unavailable", "collateral.expired")
+    assert rig.decisions() == [("refused", "collateral.expired")]
+
+
+class Faulty(Exception):
+    """Of no family of ours."""
+
+
+@pytest.mark.parametrize("error", [Faulty, RecursionError, MemoryError, TypeError, sqlite3.OperationalError])
+def test_unexpected_exception_is_no_verdict_and_says_its_type_alone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: type[Exception]
+) -> None:
+    def fail(now: int) -> None:
+        raise error("secret text")
+
+    guest, kbs = serving(rig), rig.kbs()
+    with monkeypatch.context() as broken:
+        broken.setattr(rig.broker.collateral, "current", fail)
+        no_verdict(lambda: guest.attest(kbs), "broker.unavailable", "broker.fault")
+    record = rig.broker.audit.records()[-1]
+    assert (record.decision, record.code, record.detail) == ("refused", "broker.fault", error.__name__)
+    lines = [r.getMessage() for r in caplog.records if "broker.failed" in r.getMessage()]
+    assert len(lines) == 1
+    assert error.__name__ in lines[0]
+    assert "secret text" not in caplog.text
+    reattest(guest, kbs)
+
+
+def test_nonce_that_is_not_ascii_is_a_denial(rig: Rig) -> None:
+    _, headers, _ = rig.raw("POST", PREFIX + "/auth", auth_body())
+    body = Attestation("\u00e9", Guest(rig.guest().machine).tee.public_jwk, {}, "").build()
+    status, detail = said(rig, "POST", PREFIX + "/attest", body, Cookie=cookie_of(headers))
+    assert (status, "session.nonce" in detail) == (401, True)
+
+
+# -- denials stay verdicts
+
+
+def test_denial_by_policy_is_a_verdict(rig: Rig) -> None:
+    kbs = rig.kbs()
+    guest = rig.guest(mr_td="ab" * 48)
+    guest.cap()
+    guest.attest(kbs)
+    with pytest.raises(BrokerDenied) as error:
+        kbs.lease()
+    assert not passing(error.value)
+    assert "appraisal.mr-td" in error.value.detail
+
+
+# -- one boot, one key
+
+
+def test_second_session_of_a_boot_gets_no_key_after_released(rig: Rig) -> None:
+    """Both attest before `released`; the first takes the key, the guest measures `released`, the second asks."""
+    guest, first, second, third = rig.guest(), rig.kbs(), rig.kbs(), rig.kbs()
+    guest.attest(first)
+    guest.attest(second)
+    nonce = third.challenge()
+    early = guest.evidence(nonce)
+    first.release(MODEL_KEY)
+    guest.cap()
+    with pytest.raises(BrokerDenied, match=r"session\.spent"):
+        second.release(MODEL_KEY)
+    with pytest.raises(BrokerDenied, match=r"session\.spent"):
+        third.attest(nonce, guest.tee.public_jwk, early, None)
+    reattest(guest, rig.kbs())  # what serves goes on
+    rig.guest().attest(second)  # and so does another boot
+    second.release(MODEL_KEY)
+
+
+def test_token_that_a_serving_guest_publishes_opens_nothing(rig: Rig) -> None:
+    token = serving(rig).attest(rig.kbs())
+    for path in ("resource/default/any/1", "external/antechamber/lease"):
+        status, detail = said(rig, "GET", f"{PREFIX}/{path}", Authorization=f"Bearer {token}")
+        assert (status, "session.token" in detail) == (401, True)
+
+
+# -- memory, disk, time
+
+
+def test_bodies_count_until_they_are_decided(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget of one address is taken by a body that is being decided; another address has its own."""
+    monkeypatch.setattr("antechamber.broker.server.MAX_IN_FLIGHT_PER_PEER", 10_000)
+    assert said(rig, "POST", PREFIX + "/auth", b" " * 20_000) == (503, "Plugin internal error: broker.busy")
+    deciding, go_on = threading.Event(), threading.Event()
+    auth = type(rig.broker).auth
+
+    def slow(broker: object, trail: Trail, body: bytes) -> object:
+        if len(body) > 6000:
+            deciding.set()
+            go_on.wait(10)
+        return auth(broker, trail, body)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(rig.broker), "auth", slow)
+    answers: list[int] = []
+    body = auth_body() + b" " * 7000
+    thread = threading.Thread(target=lambda: answers.append(rig.raw("POST", PREFIX + "/auth", body)[0]))
+    thread.start()
+    deciding.wait(10)
+    status, _, _ = rig.raw("POST", PREFIX + "/auth", auth_body() + b" " * 5000)
+    go_on.set()
+    thread.join()
+    assert (status, answers) == (503, [200])
+    assert rig.raw("POST", PREFIX + "/auth", auth_body() + b" " * 5000)[0] == 200  # all is given back
+
+
+def test_few_attestations_are_verified_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, at_once, lock = [], [0], threading.Lock()
+
+    def slow(broker: object, trail: Trail, cookie: str, body: bytes) -> str:
+        with lock:
+            at_once[0] += 1
+            seen.append(at_once[0])
+        time.sleep(0.1)
+        with lock:
+            at_once[0] -= 1
+        return "a.b.c"
+
+    monkeypatch.setattr(type(rig.broker), "attest", slow)
+
+    def ask() -> None:
+        _, headers, _ = rig.raw("POST", PREFIX + "/auth", auth_body())
+        rig.raw("POST", PREFIX + "/attest", b"{}", Cookie=cookie_of(headers))
+
+    threads = [threading.Thread(target=ask) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(seen), max(seen) <= 4) == (10, True)
+
+
+@pytest.mark.parametrize("where", ["body", "additional", "escaped"])
+def test_json_of_very_many_values_is_not_built(rig: Rig, where: str) -> None:
+    """8 MiB of `[{},{},..]` takes hundreds once built."""
+    _, headers, body = rig.raw("POST", PREFIX + "/auth", auth_body())
+    nonce, many = json.loads(body)["nonce"], "[" + "{}," * 30_000 + "{}]"
+    sent = Attestation(nonce, rig.guest().tee.public_jwk, [] if where != "body" else json.loads(many), many)
+    raw = sent.build()
+    if where == "escaped":
+        raw = raw.replace(b"{},", rb"\u007b\u007d\u002c")
+    status, detail = said(rig, "POST", PREFIX + "/attest", raw, Cookie=cookie_of(headers))
+    assert (status, "kbs.structure" in detail) == (401, True)
+
+
+def test_refusals_of_strangers_do_not_fill_the_disk(rig: Rig) -> None:
+    rig.broker.audit._strangers = 20
+    guest, kbs = rig.guest(), rig.kbs()
+    guest.attest(kbs)
+    kbs.release(MODEL_KEY)
+    for i in range(50):
+        rig.raw("GET", f"{PREFIX}/resource/a/b/{i}", Cookie="kbs-session-id=" + "0" * 32)
+        rig.raw("POST", PREFIX + "/auth", auth_body("sample"))
+    with pytest.raises(AgentError):
+        kbs.release(MODEL_KEY)  # a guest's own refusal is kept
+    decisions = rig.decisions()
+    assert decisions[:2] == [("attested", ""), ("released", "")]
+    assert decisions[-1] == ("refused", "session.spent")
+    assert len(decisions) == 3 + 20
+
+
+def test_evidence_that_no_policy_accepts_does_not_fill_the_disk(rig: Rig) -> None:
+    rig.broker.audit._strangers = 2
+    for _ in range(4):
+        rig.guest(mr_td="ab" * 48).attest(rig.kbs())
+    assert rig.decisions() == [("attested", "")] * 2
+
+
+def test_body_that_never_ends_is_no_verdict(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antechamber.broker.server.BODY_TIMEOUT_S", 0.2)
+    tls = ssl.create_default_context(cafile=str(rig.directory / "broker-ca.pem"))
+    connection = HTTPSConnection(rig.url.removeprefix("https://"), context=tls, timeout=10)
+    connection.putrequest("POST", PREFIX + "/auth")
+    connection.putheader("Content-Length", "100")
+    connection.endheaders(b"{")
+    assert connection.getresponse().status == 503
+    connection.close()
+
+
+def test_head_that_never_ends_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antechamber.broker.server.HEAD_TIMEOUT_S", 0.3)
+
+    with running(tmp_path / "broker") as rig:
+        tls = ssl.create_default_context(cafile=str(rig.directory / "broker-ca.pem"))
+        connection = HTTPSConnection(rig.url.removeprefix("https://"), context=tls, timeout=10)
+        connection.connect()
+        connection.sock.sendall(b"GET /healthz HTTP/1.1\r\nHost:")
+        assert connection.sock.recv(100) == b""
+        connection.close()
