@@ -347,6 +347,20 @@ def test_nonce_flood_is_limited() -> None:
     assert len(world.agent.nonces) == 3
 
 
+def test_nonce_flood_of_one_client_leaves_the_others_their_quotes() -> None:
+    with running(nonces_per_minute=2) as world:
+        flood = [world.ask("GET", FRESH + f"{i:032x}", peer="127.0.0.2")[0] for i in range(12)]
+        other = world.ask("GET", FRESH + "ab" * 32, peer="127.0.0.3")[0]
+    assert (flood.count(200), other) == (2, 200)
+
+
+def test_nonce_flood_of_many_clients_is_limited() -> None:
+    with running(nonces_per_minute=1) as world:
+        answers = [world.ask("GET", FRESH + f"{i:032x}", peer=f"127.0.1.{i}")[0] for i in range(8)]
+    assert answers.count(200) == attestation.SHARE
+    assert len(world.agent.nonces) == attestation.SHARE
+
+
 def test_equal_nonces_cost_one_quote() -> None:
     with running(nonces_per_minute=1) as world:
         world.agent.bundle_delay_s = 1

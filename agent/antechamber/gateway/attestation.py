@@ -1,9 +1,11 @@
 """What the gateway says of the guest: the verdict beside each answer, bundles on demand."""
 
 import asyncio
+import ipaddress
 import math
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,8 @@ CACHE_S = 1.0  # the agent is asked at most this often
 MAX_HEADER = 8190  # bytes of a header that every client tried takes
 CONCURRENT_QUOTES = 2
 CONCURRENT_LOOKUPS = 8
+SHARE = 4  # clients at their limit that all others still get by
+MAX_CLIENTS = 1024
 _NONCE = re.compile(r"nonce=((?:[0-9a-fA-F]{2}){16,64})")
 _LATER = {"retry-after": "5"}
 
@@ -127,20 +131,59 @@ class TokenBucket:
         self._left -= 1
 
 
+class NonceLimits:
+    """`per_minute` nonces for each client, and `SHARE` times that for all: one client does not use up the others'.
+
+    A client is an IPv4 address or an IPv6 /64. The table keeps the last `MAX_CLIENTS`; whom it forgets begins anew,
+    which costs as many other addresses, and the limit for all stays.
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute, self._clock = per_minute, clock
+        self._all = TokenBucket(SHARE * per_minute, clock)
+        self._clients: OrderedDict[str, TokenBucket] = OrderedDict()
+
+    def take(self, peer: str) -> None:
+        """Raises RequestRefused `attestation.rate`."""
+        client = client_of(peer)
+        bucket = self._clients.pop(client, None) or TokenBucket(self._per_minute, self._clock)
+        self._clients[client] = bucket  # the last to be forgotten
+        if len(self._clients) > MAX_CLIENTS:
+            self._clients.popitem(last=False)
+        bucket.take()
+        self._all.take()
+
+
+def client_of(peer: str) -> str:
+    """What counts as one client: an IPv6 host has a whole /64 to choose from."""
+    try:
+        address = ipaddress.ip_address(peer.partition("%")[0])
+    except ValueError:
+        return ""  # all of no address are one
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
 class Bundles:
     """Evidence for callers. Quotes are dear: rate-limited, few at a time, one for all who ask with the same nonce."""
 
     def __init__(self, link: AgentLink, nonces_per_minute: int) -> None:
-        self._link, self._bucket = link, TokenBucket(nonces_per_minute)
+        self._link, self._limits = link, NonceLimits(nonces_per_minute)
         self._quotes = asyncio.Semaphore(CONCURRENT_QUOTES)
         self._lookups = asyncio.Semaphore(CONCURRENT_LOOKUPS)
         self._running: dict[str, asyncio.Task[StoredBundle]] = {}
 
-    async def fresh(self, query: str) -> StoredBundle:
-        """Raises RequestRefused `attestation.nonce`, `attestation.rate`, `attestation.unavailable`."""
+    async def fresh(self, query: str, peer: str) -> StoredBundle:
+        """For a caller at the address `peer`.
+
+        Raises RequestRefused `attestation.nonce`, `attestation.rate`, `attestation.unavailable`.
+        """
         nonce = nonce_of(query)
         if (running := self._running.get(nonce)) is None:
-            self._bucket.take()
+            self._limits.take(peer)
             running = self._running[nonce] = asyncio.create_task(self._collect(nonce))
             running.add_done_callback(lambda done: self._forget(nonce, done))
         return await asyncio.shield(running)  # one caller who leaves does not take it from the others

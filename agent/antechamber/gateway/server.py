@@ -111,7 +111,7 @@ class Gateway:
         _require_plain(request)
         if path == FRESH:
             _require(request, "GET")
-            return _bundle(await self._bundles.fresh(query))
+            return _bundle(await self._bundles.fresh(query, request.remote or ""))
         if asked:
             raise RequestRefused("request.query", "no query belongs here", hint="leave it out", status=400)
         if path.startswith(STORED) and _is_digest(digest := path.removeprefix(STORED)):

@@ -9,7 +9,17 @@ from unit.gateway.world import FakeAgent, certificate, offered
 
 from antechamber.gateway.agent_link import AgentLink, Verdict
 from antechamber.gateway.answers import RequestRefused
-from antechamber.gateway.attestation import Seen, TokenBucket, Verdicts, admit, demanded, nonce_of
+from antechamber.gateway.attestation import (
+    MAX_CLIENTS,
+    NonceLimits,
+    Seen,
+    TokenBucket,
+    Verdicts,
+    admit,
+    client_of,
+    demanded,
+    nonce_of,
+)
 
 GOOD = Verdict(True, 1.0, "AAAA", "00" * 32, {})
 
@@ -97,6 +107,44 @@ def test_bucket_refills_at_its_rate() -> None:
     bucket.take()
     with pytest.raises(RequestRefused):
         bucket.take()
+
+
+def test_limits_are_a_clients_own_and_one_for_all() -> None:
+    clock = Clock()
+    limits = NonceLimits(2, clock)
+    for host in range(4):
+        limits.take(f"192.0.2.{host}")
+        limits.take(f"192.0.2.{host}")
+        with pytest.raises(RequestRefused) as refused:
+            limits.take(f"192.0.2.{host}")
+        assert refused.value.headers == {"retry-after": "30"}
+    with pytest.raises(RequestRefused) as refused:
+        limits.take("192.0.2.200")
+    assert (refused.value.code, refused.value.headers) == ("attestation.rate", {"retry-after": "8"})
+
+
+def test_limits_keep_a_bounded_table() -> None:
+    limits = NonceLimits(1, Clock())
+    for number in range(2 * MAX_CLIENTS):
+        with suppress(RequestRefused):
+            limits.take(f"10.0.{number >> 8}.{number & 255}")
+    assert len(limits._clients) == MAX_CLIENTS
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::ffff:2", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%eth0", "fe80::2", True),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("", "nonsense", True),
+    ],
+)
+def test_client_is_an_address_or_a_64(one: str, other: str, same: bool) -> None:
+    assert (client_of(one) == client_of(other)) is same
 
 
 @given(st.text(max_size=200) | st.from_regex(r"nonce=[0-9a-fA-F]{0,140}", fullmatch=True))

@@ -93,7 +93,7 @@ class FakeAgent:
             line = link.makefile("rb").readline()
             request = json.loads(line)
             self.asked.append(request["op"])
-            if self.silent:
+            if self.silent and request["op"] != "leash":  # silent, not ended
                 return
             answer = getattr(self, request["op"])(request)
             raw = self.raw if self.raw is not None else json.dumps(answer).encode() + b"\n"
@@ -210,9 +210,16 @@ class World:
         return ssl.create_default_context(cadata=self.certificate.decode())
 
     def ask(
-        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        peer: str = "",
     ) -> tuple[int, dict[str, str], bytes]:
-        link = http.client.HTTPSConnection("localhost", self.port, context=self.context(), timeout=20)
+        link = http.client.HTTPSConnection(
+            "localhost", self.port, context=self.context(), timeout=20, source_address=(peer, 0) if peer else None
+        )
         try:
             link.putrequest(method, path, skip_accept_encoding=True)
             for name, value in (headers or {}).items():
@@ -315,7 +322,7 @@ def _in_thread(
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     deadline = time.monotonic() + 10
-    while "listening" not in agent.asked:
+    while not {"leash", "listening"} <= set(agent.asked):
         assert thread.is_alive(), failed
         assert time.monotonic() < deadline
         time.sleep(0.01)
