@@ -55,7 +55,7 @@ class Guest:
 
 def ended(attestor: Watched, **kwargs: Any) -> str:
     with pytest.raises(AgentError) as caught:
-        serve.watch(Guest(attestor, **kwargs))  # type: ignore[arg-type]
+        serve.watch(Guest(attestor, **kwargs), serve.Open())  # type: ignore[arg-type]
     return caught.value.code
 
 

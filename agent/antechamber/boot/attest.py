@@ -88,13 +88,13 @@ def _general_name(name: str) -> x509.GeneralName:
 
 @log.stage("unlock")
 def unlock_model(
-    settings: Settings, capped: Capped, key: Secret, host: HostProbe, progress: Callable[[int, int], None]
+    settings: Settings, capped: Capped[Released], host: HostProbe, progress: Callable[[int, int], None]
 ) -> Model:
     """Decrypt into guest memory and verify MODEL_HASH. On any failure no plaintext stays. Raises ModelCorrupt."""
     cfg = settings.config
     return unlock(
         Path(cfg.model.source),
-        key,
+        capped.released.key,
         model_hash=cfg.model.hash,
         destination=Path(cfg.runtime_dir, MODEL_DIRECTORY),
         in_memory=host.in_memory,

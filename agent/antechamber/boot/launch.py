@@ -1,5 +1,6 @@
 """Stages 11 and 12: the GPUs made ready, last of all; and the engine, with nothing of ours in its world."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,8 +14,16 @@ from antechamber.model.store import Model
 from antechamber.ports import GpuSource
 
 
-def planned(cfg: Config) -> tuple[Launch, str]:
-    """The engine's argv and environment, and the content of the `engine` event. Raises ConfigError `engine.*`."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the engine will be started, and the content of the `engine` event."""
+
+    launch: Launch
+    event: str
+
+
+def plan(cfg: Config) -> Plan:
+    """From the configuration alone, so that it can be measured and pinned before. Raises ConfigError `engine.*`."""
     launch = catalog.plan(
         kind=cfg.engine.kind,
         image=cfg.engine.image,
@@ -23,11 +32,19 @@ def planned(cfg: Config) -> tuple[Launch, str]:
         name=cfg.model.name,
         socket=Path(cfg.runtime_dir, "engine", "engine.sock"),
     )
-    return launch, catalog.measured(launch)
+    return Plan(launch, catalog.measured(launch))
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A verified model in memory, and GPUs that may work on it: only with these is an engine started."""
+
+    model: Model
+    launch: Launch
 
 
 @log.stage("ready")
-def set_ready(gpus: GpuSource, count: int, model: Model) -> None:
+def set_ready(gpus: GpuSource, count: int, model: Model, planned: Plan) -> Ready:
     """Let the GPUs work, after everything else held: it cannot be taken back without a driver reload.
 
     The gate is passed once more on both sides of it. Raises PlatformUnfit `gpu.*`, HardwareUnavailable `nvml.*`,
@@ -38,16 +55,18 @@ def set_ready(gpus: GpuSource, count: int, model: Model) -> None:
     refuse(protected_faults(gpus, count)[1])
     if not gpus.ready():
         raise HardwareUnavailable("gpu.not-ready", "the ready state did not take", hint="reload the driver: reboot")
+    return Ready(model, planned.launch)
 
 
 @log.stage("launch")
-def launch_engine(launch: Launch, user: str) -> process.EngineProcess:
+def launch_engine(ready: Ready, user: str) -> process.EngineProcess:
     """Start the engine as our child, for `antechamber run`. Raises EngineFailed, ConfigError `engine.transport`."""
+    launch = ready.launch
     if launch.transport != "unix":
         raise ConfigError(
             "engine.transport",
-            f"{launch.kind} answers on loopback only",
-            hint="use the units: their relay gives it a socket",
+            f"{launch.kind} answers on loopback only, and `run` has no relay to it",
+            hint="use an engine with a unix socket: builtin or vllm",
         )
     started = process.start(launch, user=user)
     log.event("engine.exec", pid=started.pid)

@@ -4,6 +4,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from antechamber import log
 from antechamber.boot.identity import Challenge, Clock, Identity
@@ -19,6 +20,7 @@ from antechamber.evidence.gpu_chain import GpuClaims, gpu_event, verify_devices
 from antechamber.ports import GpuSource, MeasurementSource
 
 _ZERO = bytes(48)
+R = TypeVar("R")  # what the stage before releases
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +139,14 @@ def measure(
 
 
 @dataclass(frozen=True, slots=True)
-class Capped:
-    """`released` is in RTMR3: no key is ever released to this guest again."""
+class Capped(Generic[R]):
+    """`released` is in RTMR3: what was released before it may be used, and no key is ever released again."""
 
-    measured: Measured
+    released: R
 
 
 @log.stage("cap")
-def cap(measured: Measured, keys: Identity) -> Capped:
+def cap(measured: Measured, released: R, keys: Identity) -> Capped[R]:
     """Extend `released`. Raises HardwareUnavailable `rtmr.*`."""
     measured.log.extend(eventlog.CAP, keys.tls_event)
-    return Capped(measured)
+    return Capped(released)

@@ -10,11 +10,11 @@ from antechamber import log
 from antechamber.boot.attest import MODEL_DIRECTORY, release, unlock_model
 from antechamber.boot.attestor import Attestor, Public
 from antechamber.boot.identity import Identity, challenge, collateral, identity
-from antechamber.boot.launch import planned, set_ready
+from antechamber.boot.launch import Ready, plan, set_ready
 from antechamber.boot.measure import RuntimeLog, cap, gpus, measure
 from antechamber.boot.preflight import Platform, preflight
 from antechamber.boot.progress import Progress
-from antechamber.boot.settings import Settings, settle
+from antechamber.boot.settings import Settings, read_config
 from antechamber.config import BrokerConfig
 from antechamber.engine.catalog import Launch
 from antechamber.errors import ConfigError
@@ -35,13 +35,23 @@ class Adapters:
 class Booted:
     """A proven guest with its model in memory and its GPUs ready; no engine, no port yet."""
 
-    settings: Settings
     platform: Platform
     keys: Identity
     certificate: bytes
-    model: Model
-    launch: Launch
+    ready: Ready
     attestor: Attestor
+
+    @property
+    def settings(self) -> Settings:
+        return self.platform.settings
+
+    @property
+    def model(self) -> Model:
+        return self.ready.model
+
+    @property
+    def launch(self) -> Launch:
+        return self.ready.launch
 
 
 def boot(path: str, adapters: Adapters, undo: ExitStack) -> Booted:
@@ -50,25 +60,26 @@ def boot(path: str, adapters: Adapters, undo: ExitStack) -> Booted:
     `undo` removes the plaintext when the caller is done, or at any exception, a signal's included.
     """
     hw = adapters.hardware
-    settings = settle(path, hw.measurements)  # 1
-    platform = preflight(settings, hw)  # 2
+    unbound = read_config(path)  # 1
+    platform = preflight(unbound, hw)  # 2
+    settings = platform.settings
     broker = adapters.broker(settings.config.broker)
     clock = collateral(settings, platform, broker)  # 3
     keys = identity(adapters.new_tee_key)  # 4
     asked = challenge(broker, keys, clock)  # 5
     verdict = gpus(settings, platform, hw.gpus, asked, clock)  # 6
-    launch, engine_event = planned(settings.config)
+    engine = plan(settings.config)
     runtime = RuntimeLog(hw.measurements, Path(_runtime_dir(settings), "eventlog"))
-    measured = measure(settings, runtime, engine_event, verdict, keys)  # 7
+    measured = measure(settings, runtime, engine.event, verdict, keys)  # 7
     released = release(settings, hw.quotes, broker, asked, verdict, measured, keys)  # 8
     undo.callback(released.key.destroy)
-    capped = cap(measured, keys)  # 9
+    capped = cap(measured, released, keys)  # 9
     undo.callback(erase, Path(settings.config.runtime_dir, MODEL_DIRECTORY))
-    model = unlock_model(settings, capped, released.key, hw.host, Progress("unlock"))  # 10
-    set_ready(hw.gpus, settings.config.gpus.count, model)  # 11
+    model = unlock_model(settings, capped, hw.host, Progress("unlock"))  # 10
+    ready = set_ready(hw.gpus, settings.config.gpus.count, model, engine)  # 11
     public = Public(measured, keys.tls_spki, keys.receipt_spki)
     attestor = Attestor(settings, hw, broker, adapters.new_tee_key, public)
-    return Booted(settings, platform, keys, released.certificate, model, launch, attestor)
+    return Booted(platform, keys, released.certificate, ready, attestor)
 
 
 def _runtime_dir(settings: Settings) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from antechamber import log
-from antechamber.boot.settings import Settings
+from antechamber.boot.settings import Settings, Unbound, bind_init_data
 from antechamber.config import GuestConfig
 from antechamber.errors import PlatformUnfit
 from antechamber.ports import GpuMode, GpuSource, Hardware, HostFacts, PciDevice
@@ -27,16 +27,20 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """A machine that preflight found fit."""
+    """A machine that preflight found fit, and the settings that are measured on it."""
 
     facts: HostFacts
     mode: GpuMode
+    settings: Settings
 
 
 @log.stage("preflight")
-def preflight(settings: Settings, hw: Hardware) -> Platform:
-    """One report of everything that is wrong. Raises PlatformUnfit: the first fault's code, every fault's detail."""
-    cfg, facts = settings.config, hw.host.facts()
+def preflight(unbound: Unbound, hw: Hardware) -> Platform:
+    """One report of everything that is wrong; then init-data, which only a TD's register can vouch for.
+
+    Raises PlatformUnfit: the first fault's code, every fault's detail; and as `bind_init_data` does.
+    """
+    cfg, facts = unbound.config, hw.host.facts()
     faults = [
         *kernel_faults(facts, cfg.guest),
         *exposure_faults(facts),
@@ -50,7 +54,7 @@ def preflight(settings: Settings, hw: Hardware) -> Platform:
         refuse(faults)  # NVML would open, and tear down, what is not held
     mode, seen = gpu_faults(hw.gpus, cfg.gpus.count)
     refuse([*faults, *seen])
-    return Platform(facts, mode)
+    return Platform(facts, mode, bind_init_data(unbound, hw.measurements))
 
 
 _NO_NVML = ("gpu.persistenced", "host.tdx-guest")

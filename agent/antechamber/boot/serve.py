@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from antechamber import log
 from antechamber.boot.attestor import passing
@@ -57,24 +58,22 @@ def serve_children(config: str, adapters: Adapters) -> int:
         refuse_production(guest.booted)
         adopt_orphans()
         guest.handover.only_pid = 0
-        guest.engine = launch_engine(guest.booted.launch, cfg.engine.user)
-        admit(guest)
+        guest.engine = launch_engine(guest.booted.ready, cfg.engine.user)
+        admitted = admit(guest)
         guest.gateway = start(_gateway_launch(guest), user="")
         guest.handover.expect(guest.gateway.pid)
-        opened(guest)
-        watch(guest)
-    return 0
+        watch(guest, opened(guest, admitted))
+    return 0  # a signal asked us to stop
 
 
 def serve_handover(config: str, adapters: Adapters) -> int:
     """`antechamber boot`: systemd starts `antechamber exec` and `antechamber gateway`, which ask us."""
     with stoppable(), ExitStack() as undo, serving(boot(config, adapters, undo)) as guest:
         notify("READY=1\nSTATUS=proven; the engine may start")
-        admit(guest)
+        admitted = admit(guest)
         guest.handover.admitted.set()
-        opened(guest)
-        watch(guest)
-    return 0
+        watch(guest, opened(guest, admitted))
+    return 0  # a signal asked us to stop
 
 
 def refuse_production(booted: Booted) -> None:
@@ -201,8 +200,18 @@ def _gateway_launch(guest: Serving) -> Launch:
     return Launch(kind="gateway", image="", argv=argv, env=env, cwd="/", socket="", transport="unix")
 
 
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """An engine that gave the golden answer, in a guest with a fresh verdict: only then is a port opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A port that answers, and must be watched."""
+
+
 @log.stage("admit")
-def admit(guest: Serving) -> None:
+def admit(guest: Serving) -> Admitted:
     """The engine answers the golden prompt as sealed, and the broker appraises the guest once more.
 
     Raises EngineFailed `engine.*`, AppraisalRefused, BrokerDenied.
@@ -214,10 +223,11 @@ def admit(guest: Serving) -> None:
     sealed = [a.text for a in golden.accept if (a.engine, a.precision) == (cfg.engine.kind, cfg.engine.precision)]
     probe.require_golden(sealed, text)
     guest.booted.attestor.reattest()
+    return Admitted()
 
 
 @log.stage("serve")
-def opened(guest: Serving) -> None:
+def opened(guest: Serving, admitted: Admitted) -> Open:
     """The port is open. Raises EngineFailed `gateway.timeout`, `gateway.died`."""
     deadline = time.monotonic() + _PARTS_S
     while not guest.handover.listening.wait(_TICK_S):
@@ -227,10 +237,11 @@ def opened(guest: Serving) -> None:
             raise EngineFailed("gateway.timeout", f"no port after {_PARTS_S} s", hint="read the gateway's log")
     log.event("serving", listen=guest.booted.settings.config.gateway.listen)
     notify("READY=1\nSTATUS=serving")
+    return Open()
 
 
 @log.stage("watch")
-def watch(guest: Serving) -> None:
+def watch(guest: Serving, port: Open) -> NoReturn:
     """Stay proven until something fails; then raise it, and `serving` wipes. Never returns otherwise.
 
     The age of the last good verdict is judged here, so a watch that hangs or dies ends the guest too.

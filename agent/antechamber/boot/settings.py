@@ -1,4 +1,4 @@
-"""Stage 1, config: what the verity root says, and what init-data may add to it."""
+"""Stage 1, config: what the verity root says; and, once the machine is fit, what init-data may add to it."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -14,32 +14,45 @@ _MAX_INIT_DATA = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
+class Unbound:
+    """The verity root's configuration; what init-data may add is not believed yet."""
+
+    config: Config
+    config_event: str  # content of the `config` event
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Configuration whose every value is measured: by the verity root, or by MRCONFIGID."""
 
     config: Config
-    config_event: str  # content of the `config` event
+    config_event: str
     mr_config_id: bytes
     init_data: str | None  # the exact text, for the broker
 
 
 @log.stage("config")
-def settle(path: str, measurements: MeasurementSource) -> Settings:
-    """Read antechamber.yaml, and init-data if the file names it and MRCONFIGID is its digest.
-
-    Raises ConfigError `config.*`, AppraisalRefused `initdata.*`.
-    """
+def read_config(path: str) -> Unbound:
+    """antechamber.yaml, strictly. Raises ConfigError `config.*`."""
     cfg, raw = config.load(path)
-    mr_config_id = measurements.read("mrconfigid")
+    anchors = cfg.trust.anchors()
+    if not anchors.vendors:
+        log.event("anchor.simulated", level=30, anchors=str(anchors), meaning="evidence proves nothing about hardware")
+    return Unbound(cfg, config.measured(raw))
+
+
+def bind_init_data(unbound: Unbound, measurements: MeasurementSource) -> Settings:
+    """Add init-data, if the configuration names it and MRCONFIGID is its digest; on a machine that preflight found fit.
+
+    Raises ConfigError `config.*`, AppraisalRefused `initdata.*`, HardwareUnavailable `rtmr.*`.
+    """
+    cfg, mr_config_id = unbound.config, measurements.read("mrconfigid")
     text = None
     if cfg.init_data is not None:
         raw_init_data = _read(cfg.init_data.file)
         cfg = merge(cfg, initdata.require_bound(raw_init_data, mr_config_id))
         text = raw_init_data.decode()  # parsed as TOML above, so it is UTF-8
-    anchors = cfg.trust.anchors()
-    if not anchors.vendors:
-        log.event("anchor.simulated", level=30, anchors=str(anchors), meaning="evidence proves nothing about hardware")
-    return Settings(cfg, config.measured(raw), mr_config_id, text)
+    return Settings(cfg, unbound.config_event, mr_config_id, text)
 
 
 def _read(path: str) -> bytes:

@@ -69,7 +69,7 @@ def _bar(done: int, total: int) -> None:
 def reference(args: argparse.Namespace) -> int:
     """`antechamber reference`: the `events:` of a policy for a guest with this configuration."""
     from antechamber import config
-    from antechamber.boot.launch import planned
+    from antechamber.boot.launch import plan
     from antechamber.evidence.bundle import sha384
 
     cfg, raw = config.load(args.config)
@@ -78,7 +78,7 @@ def reference(args: argparse.Namespace) -> int:
     contents = {
         "config": [config.measured(raw)],
         "init-data": [sha384(bytes(48))],
-        "engine": [planned(cfg)[1]],
+        "engine": [plan(cfg).event],
         "model": [cfg.model.hash],
         "gpu": "unpinned",
     }
