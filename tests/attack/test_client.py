@@ -182,6 +182,17 @@ def test_saved_bundle_with_any_changed_byte_never_holds() -> None:
             assert not result.ok, at
 
 
+@pytest.mark.parametrize(
+    "member", ["transcript", "additional_evidence", "collateral", "attestation_result", "tls_spki"]
+)
+def test_bundle_with_half_a_surrogate_pair_is_refused(member: str) -> None:
+    value = json.loads(Guest(certificate()[1]).bundle("ab" * 32)[0])
+    value[member] = "\ud800"
+    with pytest.raises(MalformedEvidence) as refused:
+        parse_bundle(json.dumps(value).encode())
+    assert refused.value.code == "bundle.json"
+
+
 def test_key_that_changes_after_verification_is_refused() -> None:
     with running() as world:
         client = openai_http_client(url(world), booted(world).policy())

@@ -132,7 +132,8 @@ def parse_bundle(text: bytes) -> Bundle:
 def verify_bundle(bundle: Bundle, policy: Policy, *, nonce: bytes | None, now: int | None) -> AttestationResult:
     """Verify and appraise a bundle.
 
-    `nonce`: the caller's own, or None for a saved bundle. `now`: the Relying Party's clock in seconds since the
+    `nonce`: the caller's own, or None for a saved bundle, of which nobody then knows that it is fresh: it is good for
+    an audit, and the claim `nonce` says so. `now`: the Relying Party's clock in seconds since the
     epoch, or None to judge a saved bundle at the broker-signed time in it, and at no time that it merely claims.
 
     1. the collateral-and-time envelope is signed by the pinned signer
@@ -141,7 +142,9 @@ def verify_bundle(bundle: Bundle, policy: Policy, *, nonce: bytes | None, now: i
     4. the Evidence verifies over the transcript
     5. the runtime events name these keys and this model
     6. the broker's EAR is for this guest, unless the policy says that it is not appraised
-    7. the policy
+    7. the policy, and that the GPUs are those measured at boot: their `gpu` event is computed again
+
+    A claim that fails, the nonce's and the clock's too, is in the result; what does not verify raises.
 
     Raises MalformedEvidence, AppraisalRefused.
     """
