@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from antechamber.boot.attestor import passing
 from antechamber.broker.jwe import TeeKey, seal
-from antechamber.errors import AgentError
+from antechamber.errors import AgentError, HardwareUnavailable, PlatformUnfit
 from antechamber.evidence import bundle as bundles
 from antechamber.evidence.collateral import open_collateral, seal_collateral
 from antechamber.evidence.eventlog import CAP, DOMAIN, ORDER, AaelEvent
@@ -43,6 +43,23 @@ def test_boot_unlocks_when_everything_is_right(here: World) -> None:
     booted = here.boot()
     assert (booted.model.path / "weights.safetensors").read_bytes() == bytes(range(256)) * 64
     assert here.plaintext
+
+
+def test_machine_without_tdx_is_one_report_and_not_a_missing_register(here: World) -> None:
+    def laptop(hw: Hardware) -> Hardware:
+        def absent(register: str) -> bytes:
+            raise HardwareUnavailable("rtmr.absent", "no sysfs", hint="kernel 6.16")
+
+        facts = dataclasses.replace(hw.host.facts(), tdx_guest=False, rtmr_sysfs=False, kernel="6.1.0")
+        return dataclasses.replace(
+            hw, measurements=Around(hw.measurements, read=absent), host=Around(hw.host, facts=lambda: facts)
+        )
+
+    with pytest.raises(PlatformUnfit) as caught:
+        here.boot(hardware=laptop)
+    assert caught.value.code == "host.tdx-guest"
+    assert "[host.kernel]" in caught.value.detail
+    assert caught.value.exit_status == 69
 
 
 # -- the collateral and the clock

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from antechamber.errors import ConfigError
+from antechamber.errors import AppraisalRefused, ConfigError
 
 
 def read(path: str) -> bytes:
@@ -26,6 +26,10 @@ def verify(args: argparse.Namespace) -> int:
     served: saved.Served
     if args.bundle:
         result, served = saved.verify_saved(read(args.bundle), policy)
+        if args.quote not in (None, served.quote_sha256):
+            raise AppraisalRefused(
+                "endpoint.evidence", f"its quote has digest {served.quote_sha256}", hint="it is another call's"
+            )
     else:
         result, served = verify_url(args.url, policy, quote_sha256=args.quote)
     if args.save:

@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from antechamber.errors import AgentError
-from antechamber.simulator.deployment import CommandFailed, Deployment, events, prepared, scratch
+from antechamber.simulator.deployment import CommandFailed, Deployment, Ended, events, prepared, working_folder
 from antechamber.simulator.protocol import Remote
 
 _DEADLINE_S = 60
@@ -115,14 +114,14 @@ def main() -> int:
     parser.add_argument("--standin", action="store_true", help="stand-ins at the ports")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     args = parser.parse_args()
-    root = scratch()
     try:
-        result = boot(root, args.runs, standin=args.standin)
+        with working_folder() as root:
+            result = boot(root, args.runs, standin=args.standin)
     except (AgentError, subprocess.TimeoutExpired) as e:
         print(f"the benchmark failed: {e}", file=sys.stderr)
         return 70
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    except (Ended, KeyboardInterrupt):
+        return 130
     print(json.dumps(result) if args.json else "\n".join(f"{k:<20} {v}" for k, v in result.items()))
     return 0
 

@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from antechamber.errors import AgentError
-from antechamber.simulator.deployment import Deployment, prepared, scratch
+from antechamber.simulator.deployment import Deployment, Ended, prepared, working_folder
 
 QUESTION = "What is Antechamber?"
 
@@ -42,18 +41,18 @@ def main() -> int:
     )
     parser.add_argument("--keep", action="store_true", help="leave the work folder, and say where")
     args = parser.parse_args()
-    root, say = scratch(), Say()
+    say = Say()
     try:
-        show(root, say, standin=args.standin)
+        with working_folder(keep=args.keep) as root:
+            show(root, say, standin=args.standin)
     except AgentError as e:
         print(f"\nthe demo failed: {e}\n{e.hint}", file=sys.stderr)
         return e.exit_status
-    finally:
-        if args.keep:
-            print(f"\nleft: {root}")
-        else:
-            shutil.rmtree(root, ignore_errors=True)
-    say.step("done: one good boot, one verified answer, three attacks refused; nothing is left on this machine")
+    except (Ended, KeyboardInterrupt):
+        print("\nthe demo was stopped; nothing is left", file=sys.stderr)
+        return 130
+    left = f"the work folder is {root}" if args.keep else "nothing is left on this machine"
+    say.step(f"done: one good boot, one verified answer, three attacks refused; {left}")
     return 0
 
 

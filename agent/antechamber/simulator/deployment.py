@@ -3,23 +3,28 @@
 Everything is done with the commands that a user has; only the machine under the guest is simulated.
 """
 
+import contextlib
 import json
 import os
 import secrets
+import shutil
+import signal
 import socket
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
 
 from antechamber.errors import AgentError
 from antechamber.simulator.knobs import CMDLINE
+from antechamber.simulator.linux import die_with_parent
 
 MODEL_KEY = "default/model-key/demo"
 NAMES = ("localhost", "127.0.0.1")
@@ -199,7 +204,7 @@ class Deployment:
         argv = [sys.executable, "-m", "antechamber", "--log", "json", "broker", "serve", str(self.broker_dir)]
         argv += ["--listen", f"127.0.0.1:{self.broker_port}"]
         with (self.root / "broker.log").open("ab") as log:
-            self._broker = subprocess.Popen(argv, stdout=log, stderr=log)
+            self._broker = subprocess.Popen(argv, stdout=log, stderr=log, preexec_fn=_end_with_us)
         self._await(self.broker_port, self._broker, self.root / "broker.log")
         self.antechamber(
             "broker", "put", str(self.broker_dir), MODEL_KEY, str(self.root / "model.key"), "--url", self.broker_url
@@ -212,7 +217,7 @@ class Deployment:
         argv += ["--standin"] if self.standin else []
         argv += ["run", "--", "--log", "json", command, "--config", str(self.config)]
         with (self.root / "guest.log").open("ab") as log:
-            self.guest = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
+            self.guest = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_us)
         return self.guest
 
     def await_serving(self, timeout_s: float = 60) -> None:
@@ -276,6 +281,27 @@ def prepared(root: Path, say: Callable[[str], None], **settings: Any) -> Deploym
     return deployment
 
 
+class Ended(Exception):  # a signal, no error
+    """SIGTERM or SIGHUP."""
+
+
+@contextlib.contextmanager
+def working_folder(*, keep: bool = False) -> Iterator[Path]:
+    """`scratch`, removed at the end, however it comes: SIGTERM and a closed terminal raise Ended."""
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        raise Ended
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    root = scratch()
+    try:
+        yield root
+    finally:
+        if not keep:
+            shutil.rmtree(root, ignore_errors=True)
+
+
 def scratch() -> Path:
     """A new private directory on tmpfs. Raises CommandFailed `demo.tmpfs`."""
     base = Path("/dev/shm")  # the one tmpfs every Linux has; the directory in it is new and 0700
@@ -302,6 +328,10 @@ _Plain.add_representer(str, _Plain.represent_text)
 def dump(document: dict[str, Any]) -> str:
     """YAML without aliases, PEM texts as blocks."""
     return yaml.dump(document, Dumper=_Plain, sort_keys=False)
+
+
+def _end_with_us() -> None:
+    die_with_parent(signal.SIGTERM)
 
 
 def free_port() -> int:
