@@ -21,7 +21,7 @@ find_python() {
 
 setup() {
   local stamp=$venv/.antechamber-lock
-  if [ -x "$python" ] && cmp -s "$root/requirements.lock" "$stamp"; then return; fi
+  if [ -x "$python" ] && { echo "$root" && cat "$root/requirements.lock"; } | cmp -s - "$stamp"; then return; fi
   local base
   base=$(find_python)
   "$base" -c 'import ensurepip, venv' 2>/dev/null ||
@@ -32,5 +32,5 @@ setup() {
   "$python" -m pip --disable-pip-version-check --quiet install --require-hashes --only-binary :all: -r "$root/requirements.lock" ||
     fail 'the locked dependencies did not install: is the package index reachable?'
   "$python" -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e "$root"
-  cp "$root/requirements.lock" "$stamp"
+  { echo "$root" && cat "$root/requirements.lock"; } >"$stamp"
 }

@@ -86,7 +86,6 @@ class GpusConfig:
     """`gpus:`"""
 
     count: int
-    vendor_class: Literal["nvidia"] = "nvidia"
 
     def __post_init__(self) -> None:
         _require(1 <= self.count <= 8, "gpus.count", self.count, "1 to 8")
@@ -153,9 +152,9 @@ class GatewayConfig:
             "TLS ends inside, or nowhere",
         )
         _require(bool(self.names) and all(map(_NAME.match, self.names)), "gateway.names", self.names, "list DNS names")
-        _require(
-            bool(re.fullmatch(r"[\w.:\[\]-]+:\d{1,5}", self.listen)), "gateway.listen", self.listen, "address:port"
-        )
+        port = re.fullmatch(r"[\w.:\[\]-]+:(\d{1,5})", self.listen)
+        valid = port is not None and int(port[1]) < 65536
+        _require(valid, "gateway.listen", self.listen, "address:port")
         _require(1 <= self.verdict_age_s <= 3600, "gateway.verdict_age_s", self.verdict_age_s, "1 to 3600")
 
 

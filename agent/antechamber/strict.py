@@ -1,6 +1,7 @@
 """Strict YAML and JSON to dataclasses: unknown, duplicate, missing and mistyped keys are refused."""
 
 import dataclasses
+import difflib
 import functools
 import json
 import re
@@ -168,13 +169,17 @@ class _Builder:
         return {k: self.convert(v, item, f"{at}.{k}".lstrip(".")) for k, v in value.items()}
 
     def dataclass(self, value: Any, kind: Any, at: str) -> Any:
+        if value is None and not at:
+            self.refuse("type", "the document is empty")
         if not isinstance(value, dict):
             self.refuse("type", f"{at or 'document'} is {type(value).__name__}, not a mapping")
         fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
         given = {}
         for key, item in value.items():
             if key not in fields:
-                self.refuse("unknown", f"{at}.{key}".lstrip(".") + " is not a key here")
+                near = difflib.get_close_matches(str(key), fields, n=1)
+                meant = f"; did you mean {near[0]}?" if near else f"; keys are {', '.join(fields)}"
+                self.refuse("unknown", f"{at}.{key}".lstrip(".") + f" is not a key here{meant}")
             given[key] = self.convert(item, _hints(kind)[key], f"{at}.{key}".lstrip("."))
         for name, field in fields.items():
             if name not in given and _required(field):
@@ -193,4 +198,4 @@ def _spell(kind: Any) -> str:
 
 
 def _refuse(error: type[AgentError], code: str, detail: str) -> NoReturn:
-    raise error(code, detail, hint="see the README's reference for this file")
+    raise error(code, detail, hint="docs/examples has a complete file of each kind")

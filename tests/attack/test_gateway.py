@@ -447,9 +447,9 @@ def test_gateway_refuses_what_is_no_handover(spoil: dict[str, object], tmp_path:
 
 
 def test_gateway_refuses_without_an_agent(tmp_path: object) -> None:
-    with pytest.raises(PlatformUnfit) as refused:
+    with pytest.raises(HardwareUnavailable) as refused:
         agent_link.handover(f"{tmp_path}/agent.sock")
-    assert refused.value.code == "gateway.handover"
+    assert refused.value.code == "handover.none"
 
 
 def test_gateway_refuses_a_key_that_is_not_the_certificates(tmp_path: object) -> None:

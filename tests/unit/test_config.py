@@ -38,6 +38,7 @@ def _changed(section: str, **values: Any) -> dict[str, Any]:
         _changed("gateway", names=[]),
         _changed("gateway", names=["a b"]),
         _changed("gateway", listen="8443"),
+        _changed("gateway", listen="127.0.0.1:99999"),
         _changed("model", hash="sha256:0"),
         _changed("model", hash="verity-sha256:" + "0" * 64),
         _changed("model", key="kbs:///a/../c"),

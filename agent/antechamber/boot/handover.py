@@ -112,7 +112,7 @@ class AgentServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def _once(self, part: str, answer: Answer, peer_pid: int) -> Answer:
         if self.handover.only_pid not in (None, peer_pid):
             raise AppraisalRefused(
-                "handover.process", f"{part} is not handed to process {peer_pid}", hint="it is started"
+                "handover.process", f"{part} is not handed to process {peer_pid}", hint="antechamber run starts its own"
             )
         with self._lock:
             if part in self._given:

@@ -1,6 +1,7 @@
 """Stage 2, preflight: refuse early a machine that no policy would accept. Reads only."""
 
 import re
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -48,6 +49,7 @@ def preflight(unbound: Unbound, hw: Hardware) -> Platform:
         *inventory_faults(facts.pci, cfg.gpus.count),
         *driver_faults(facts),
     ]
+    faults += port_faults(cfg.gateway.listen)
     if not hw.host.in_memory(cfg.runtime_dir):
         faults.append(Fault("host.runtime-dir", f"{cfg.runtime_dir} is not on tmpfs", "mount a tmpfs there"))
     if any(fault.code in _NO_NVML for fault in faults):
@@ -55,6 +57,16 @@ def preflight(unbound: Unbound, hw: Hardware) -> Platform:
     mode, seen = gpu_faults(hw.gpus, cfg.gpus.count)
     refuse([*faults, *seen])
     return Platform(facts, mode, bind_init_data(unbound, hw.measurements))
+
+
+def port_faults(listen: str) -> Iterator[Fault]:
+    """The gateway binds it last, long after the model key is released: better to know now."""
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    try:
+        socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as e:
+        yield Fault("gateway.listen", f"{listen}: {e.strerror}", "correct gateway.listen, or free the port")
 
 
 _NO_NVML = ("gpu.persistenced", "host.tdx-guest")

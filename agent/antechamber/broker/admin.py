@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from antechamber import log
 from antechamber.broker.admin_token import AdminVerifier, build_admin_token, load_ed25519, load_ed25519_public
-from antechamber.broker.audit import Audit
+from antechamber.broker.audit import Audit, Record
 from antechamber.broker.authority import Authority, key_pem, load_ec_key
 from antechamber.broker.decisions import Broker
 from antechamber.broker.ear import TokenSigner
@@ -216,11 +216,18 @@ async def _serve(broker: Broker, settings: BrokerSettings, directory: Path, list
     await runner.cleanup()
 
 
+def audit_records(directory: Path, last: int) -> tuple[Record, ...]:
+    """The newest decisions, oldest first, whether the broker runs or not. Raises ConfigError `broker.*`."""
+    return Audit(Database(str(directory / load_settings(directory).database))).records(last)
+
+
 def upload(url: str, directory: Path, resource: str, data: bytes, timeout_s: float = 10) -> None:
     """Put a resource into a broker, with the admin key and the CA that `init` left in `directory`.
 
     Raises ConfigError, BrokerUnreachable, BrokerDenied `broker.denied`.
     """
+    if not url.startswith("https://"):
+        raise ConfigError("config.value", f"the broker's URL is {url!r:.120}", hint="use https://")
     try:
         path = parse_path(resource)
     except MalformedEvidence as e:

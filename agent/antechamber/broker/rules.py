@@ -19,7 +19,7 @@ _NAME = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?\Z")
 
 
 def _refuse(key: str, detail: str) -> ConfigError:
-    return ConfigError("rules.value", f"{key}: {detail}", hint="see the README's reference for the broker's rules")
+    return ConfigError("rules.value", f"{key}: {detail}", hint="docs/examples/broker-policy.yaml has every key")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

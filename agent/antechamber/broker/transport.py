@@ -125,7 +125,7 @@ class Transport:
             self._session = None
 
     def _late(self) -> BrokerUnreachable:
-        return _unreachable("broker.unreachable", f"no whole answer within {2 * self._timeout_s:g} s")
+        return _unreachable("broker.unreachable", f"{self.base}: no whole answer within {2 * self._timeout_s:g} s")
 
     def _translate(self, error: Exception) -> BrokerUnreachable:
         self.close()  # whatever state the connection is in, it is not used again
@@ -134,14 +134,14 @@ class Transport:
         causes = list(_causes(error))
         for cause in causes:
             if isinstance(cause, ssl.SSLCertVerificationError):
-                return _unreachable("broker.tls", cause.verify_message or str(cause.reason))
+                return _unreachable("broker.tls", f"{self.base}: {cause.verify_message or cause.reason}")
         for cause in causes:
             if isinstance(cause, ssl.SSLError):
-                return _unreachable("broker.tls", str(cause.reason or cause)[:200])
+                return _unreachable("broker.tls", f"{self.base}: {cause.reason or cause}"[:300])
         names = {type(c).__name__ for c in causes}
         if names & {"BadStatusLine", "LineTooLong", "InvalidHeader", "IncompleteRead", "HTTPException"}:
             return _unreachable("broker.protocol", _said(causes))
-        return _unreachable("broker.unreachable", _said(causes))
+        return _unreachable("broker.unreachable", f"{self.base}: {_said(causes)}")
 
 
 def _path(url: str) -> str:

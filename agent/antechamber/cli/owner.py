@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from antechamber.cli.relying import read
-from antechamber.errors import ConfigError, HardwareUnavailable
+from antechamber.errors import ConfigError, HardwareUnavailable, ModelCorrupt
 
 if TYPE_CHECKING:
     from dcap_qvl import QuoteCollateralV3
@@ -29,11 +29,16 @@ def pack(args: argparse.Namespace) -> int:
     from antechamber.model import pack as packing
     from antechamber.model.manifest import DEFAULT_SEGMENT
 
+    source = Path(args.directory)
+    if not source.is_dir():
+        raise ConfigError("cli.file", f"{source} is not a folder", hint="name the plain model's folder")
+    if args.key and not Path(args.key).is_file():
+        raise ConfigError("cli.file", f"{args.key} is not a file", hint="name a key file, or --new-key FILE")
     golden = _golden(args)
     key = packing.new_key_file(Path(args.new_key)) if args.new_key else packing.read_key_file(Path(args.key))
     print(
         packing.pack(
-            Path(args.directory),
+            source,
             Path(args.package),
             key,
             golden=golden,
@@ -50,7 +55,11 @@ def _golden(args: argparse.Namespace) -> "Golden":
     from antechamber.model.manifest import Golden
 
     if args.golden:
-        return Golden.parse(read(args.golden))
+        try:
+            return Golden.parse(read(args.golden))
+        except ModelCorrupt as e:
+            hint = 'give {"prompt", "max_tokens", "accept": [{"engine", "precision", "text"}]}'
+            raise ConfigError("cli.golden", f"{args.golden}: {e.detail}", hint=hint) from e
     from antechamber.engine.builtin import golden
 
     text = golden(Path(args.directory), args.golden_prompt, args.max_tokens)
@@ -100,6 +109,23 @@ def broker_serve(args: argparse.Namespace) -> int:
     from antechamber.broker import admin
 
     return admin.serve(Path(args.directory), args.listen)
+
+
+def broker_audit(args: argparse.Namespace) -> int:
+    """`antechamber broker audit DIR`."""
+    import time
+    from dataclasses import asdict
+
+    from antechamber.broker import admin
+
+    for record in admin.audit_records(Path(args.directory), args.last):
+        if args.json:
+            print(json.dumps(asdict(record)))
+            continue
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.time))
+        why = f"  {record.code}: {record.detail}" if record.code else ""
+        print(f"{when}  {record.decision:<9} {record.peer:<15} {record.resource}{why}")
+    return 0
 
 
 def broker_put(args: argparse.Namespace) -> int:

@@ -169,6 +169,13 @@ def _broker(sub: "_Sub[argparse.ArgumentParser]") -> None:
     serve.add_argument("directory", metavar="DIR")
     serve.add_argument("--listen", metavar="ADDRESS:PORT", help="default: as broker.yaml says")
     serve.set_defaults(run=owner.broker_serve)
+    audit = _command(
+        verbs, "audit", "print the newest decisions, oldest first", "antechamber broker audit ./broker --last 20"
+    )
+    audit.add_argument("directory", metavar="DIR")
+    audit.add_argument("--last", type=int, default=100, metavar="N", help="how many (default: 100)")
+    audit.add_argument("--json", action="store_true", help="a JSON object a line")
+    audit.set_defaults(run=owner.broker_audit)
     put = _command(
         verbs,
         "put",

@@ -91,7 +91,7 @@ def handover(path: str) -> Handover:
             link.sendall(_line("gateway"))
             answer, fds = _receive(link)
     except OSError as e:
-        raise PlatformUnfit("gateway.handover", f"{path}: {e.strerror or e}", hint=_HINT) from e
+        raise HardwareUnavailable("handover.none", f"no agent answers at {path}: {e.strerror or e}", hint=_HINT) from e
     try:
         return Handover(_terms(answer), _sealed(fds))
     except AgentError:
