@@ -3,8 +3,11 @@
 import functools
 import importlib.util
 import os
+import shutil
 
 import pytest
+
+MARKS = ("root", "fuse", "userns", "cc", "curl", "openssl", "torch", "tdx", "gpu")
 
 
 @functools.cache
@@ -19,6 +22,8 @@ def _lacks(mark: str) -> str:
         return "" if os.geteuid() == 0 else "needs root"
     if mark in ("fuse", "userns", "cc"):
         return "" if getattr(_capabilities(), mark) else _capabilities().reasons[mark]
+    if mark in ("curl", "openssl"):
+        return "" if shutil.which(mark) else f"needs the {mark} command"
     if mark == "torch":
         found = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
         return "" if found else "needs torch and transformers"
@@ -40,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for mark in item.iter_markers():
-            if mark.name in ("root", "fuse", "userns", "cc", "torch", "tdx", "gpu") and (reason := _lacks(mark.name)):
+            if mark.name in MARKS and (reason := _lacks(mark.name)):
                 item.add_marker(pytest.mark.skip(reason=f"[{mark.name}] {reason}"))
 
 

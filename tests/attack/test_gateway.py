@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import itertools
-import shutil
 import socket
 import ssl
 import subprocess
@@ -408,7 +407,7 @@ def test_second_connection_does_not_resume_the_first() -> None:
     assert seen == [("TLSv1.3", False, False)] * 2
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command")
+@pytest.mark.openssl
 def test_openssl_gets_no_session_to_resume_and_no_early_data(tmp_path: object) -> None:
     kept = f"{tmp_path}/session"
     with running() as world:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from openai import OpenAI
+from processes import with_words
 
 from antechamber.client.pinned import openai_http_client
 from antechamber.evidence.policy import load_policy
@@ -35,6 +36,7 @@ def curl(deployment: Deployment, *arguments: str) -> subprocess.CompletedProcess
     return subprocess.run(argv, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.curl
 def test_guest_answers_openai_curl_and_verify_when_it_booted(served: Deployment) -> None:
     policy = load_policy(served.client_policy.read_bytes())
     with openai_http_client(served.url, policy) as http_client:
@@ -185,12 +187,10 @@ def test_guest_ends_and_wipes_when_the_broker_takes_its_verdict_back(served: Dep
 
 @pytest.mark.parametrize(("part", "code"), [("antechamber.engine.builtin", "engine.died"), ("gateway", "gateway.died")])
 def test_guest_ends_and_wipes_when_a_part_dies(served: Deployment, part: str, code: str) -> None:
-    pids = subprocess.run(
-        ["pgrep", "-f", "--", f"-I -m .*{part}.*{served.runtime_dir}"], capture_output=True, text=True
-    )
-    assert pids.stdout
-    for pid in pids.stdout.split():
-        os.kill(int(pid), 9)
+    pids = with_words("-I -m", part, str(served.runtime_dir))
+    assert pids
+    for pid in pids:
+        os.kill(pid, 9)
     assert served.refusal()["code"] == code
     assert not listening(served.guest_port)
     assert not (served.runtime_dir / "model").exists()
@@ -203,6 +203,7 @@ def test_parts_refuse_when_no_boot_hands_over(deployment: Deployment) -> None:
         assert "code='handover.none'" in refused.value.hint, part
 
 
+@pytest.mark.curl
 def test_boot_hands_over_once_when_systemd_starts_the_parts(deployment: Deployment) -> None:
     (deployment.root / "guest.log").unlink(missing_ok=True)
     deployment.start_guest(command="boot")
@@ -231,8 +232,9 @@ def test_boot_hands_over_once_when_systemd_starts_the_parts(deployment: Deployme
 def test_model_key_is_nowhere_when_the_guest_serves(served: Deployment) -> None:
     """A planted canary shows that the search would find it."""
     key = (served.root / "model.key").read_bytes()
-    tree = subprocess.run(["pgrep", "-f", str(served.root)], capture_output=True, text=True).stdout.split()
-    texts = {f"/proc/{pid}/{name}": Path("/proc", pid, name) for pid in tree for name in ("cmdline", "environ")}
+    tree = with_words(str(served.root))
+    assert len(tree) >= 4
+    texts = {f"/proc/{pid}/{name}": Path("/proc", str(pid), name) for pid in tree for name in ("cmdline", "environ")}
     texts |= {str(p): p for p in served.runtime_dir.rglob("*") if p.is_file()}
     texts |= {str(p): p for p in (served.root / "guest.log", served.root / "broker.log")}
     canary = served.root / "canary"
@@ -249,6 +251,7 @@ def test_model_key_is_nowhere_when_the_guest_serves(served: Deployment) -> None:
     assert found == ["canary"]
 
 
+@pytest.mark.curl
 def test_port_speaks_tls_1_3_only_when_it_serves(served: Deployment) -> None:
     old = curl(served, "--tls-max", "1.2", f"{served.url}/v1/models")
     assert old.returncode == 35

@@ -8,13 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+from processes import with_words
 
 DEMO = [sys.executable, "-m", "antechamber.simulator.demo", "--standin"]
-
-
-def users_of(folder: str) -> list[str]:
-    return subprocess.run(["pgrep", "-f", folder], capture_output=True, text=True, check=False).stdout.split()
 
 
 def test_demo_shows_the_main_job_and_three_attacks_and_leaves_nothing() -> None:
@@ -32,14 +30,14 @@ def test_demo_leaves_nothing_when_it_is_stopped_in_the_middle(number: int) -> No
         for line in demo.stdout:
             if "verify before the first prompt" in line:
                 break
-        children = subprocess.run(["pgrep", "-a", "-P", str(demo.pid)], capture_output=True, text=True, check=True)
-        folder = re.search(r"/dev/shm/antechamber-[0-9a-f]{12}", children.stdout).group()
+        words = " ".join(w for child in psutil.Process(demo.pid).children() for w in child.cmdline())
+        folder = re.search(r"/dev/shm/antechamber-[0-9a-f]{12}", words).group()
         os.kill(demo.pid, number)
         _, said = demo.communicate(timeout=60)
     assert demo.returncode == 130
     assert "Traceback" not in said
     deadline = time.monotonic() + 20
-    while (left := users_of(folder)) and time.monotonic() < deadline:
+    while (left := with_words(folder)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == []
     assert not Path(folder).exists()
