@@ -45,18 +45,28 @@ class Watched:
 class Guest:
     """What `watch` needs of a serving guest, with an interval of no time."""
 
-    def __init__(self, attestor: Watched, grace_s: int = 600) -> None:
+    def __init__(self, attestor: Watched) -> None:
         self.engine = self.gateway = None
-        watch = WatchConfig(interval_s=1, grace_s=max(grace_s, 1))
+        watch = WatchConfig(interval_s=1, grace_s=600)
         config = type("Config", (), {"watch": watch})()
         settings = type("Settings", (), {"config": config})()
         self.booted = type("Booted", (), {"attestor": attestor, "settings": settings})()
 
 
-def ended(attestor: Watched, **kwargs: Any) -> str:
-    with pytest.raises(AgentError) as caught:
-        serve.watch(Guest(attestor, **kwargs), serve.Open())  # type: ignore[arg-type]
-    return caught.value.code
+def ended(attestor: Watched) -> str:
+    """The code that `watch` ends with, within 20 s."""
+    codes: list[str] = []
+
+    def watching() -> None:
+        with pytest.raises(AgentError) as caught:
+            serve.watch(Guest(attestor), serve.Open())  # type: ignore[arg-type]
+        codes.append(caught.value.code)
+
+    thread = threading.Thread(target=watching, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert codes, "the guest did not end"
+    return codes[0]
 
 
 def raising(error: BaseException) -> Any:
