@@ -138,6 +138,23 @@ def test_expired_collateral_of_the_broker_is_no_verdict(rig: Rig) -> None:
     assert rig.decisions() == [("refused", "collateral.expired")]
 
 
+@pytest.mark.parametrize("half", [None, "", '{"tcb_info"'])
+def test_collateral_that_is_lost_goes_on_with_its_last_good_set(rig: Rig, half: str | None) -> None:
+    """`fetch > file` empties the file for as long as it runs."""
+    guest, kbs, path = serving(rig), rig.kbs(), rig.directory / "collateral" / "simulated.json"
+    reattest(guest, kbs)
+    path.unlink() if half is None else path.write_text(half)
+    reattest(guest, kbs)
+    path.write_text(json.dumps(rig.intel.collateral(days=-1)))  # a good one replaces it
+    no_verdict(lambda: guest.attest(kbs), "broker.unavailable", "collateral.expired")
+
+
+def test_collateral_that_the_broker_never_had_is_no_verdict(rig: Rig) -> None:
+    (rig.directory / "collateral" / "simulated.json").write_text("")
+    no_verdict(lambda: serving(rig).attest(rig.kbs()), "broker.unavailable", "collateral.fmspc")
+    assert rig.decisions() == [("refused", "collateral.fmspc")]
+
+
 class Faulty(Exception):
     """Of no family of ours."""
 

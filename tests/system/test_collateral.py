@@ -78,6 +78,23 @@ def test_collateral_fetch_gives_what_verifies_the_quote(pccs: tuple[str, IntelPk
     assert shown["fmspc"] == intel.fmspc
 
 
+def test_collateral_fetch_replaces_a_file_as_a_whole_or_leaves_it(pccs: tuple[str, IntelPki], tmp_path: Path) -> None:
+    url, intel = pccs
+    quote, out = tmp_path / "quote.bin", tmp_path / "c.json"
+    quote.write_bytes(intel.quote_v4(td_body(report_data=bytes(64))))
+    out.write_text("old")
+    with out.open() as reading:
+        assert command("fetch", "--url", "http://127.0.0.1:1", "--quote", str(quote), "--out", str(out)).returncode
+        assert out.read_text() == "old"
+        done = command("fetch", "--url", url, "--quote", str(quote), "--out", str(out))
+        assert (done.returncode, done.stdout) == (0, "")
+        assert reading.read() == "old"  # whoever had it open
+    assert TdxCollateral.parse(out.read_bytes()).fmspc == intel.fmspc
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.json", "quote.bin"]
+    missing = command("fetch", "--url", url, "--quote", str(quote), "--out", str(tmp_path / "none" / "c.json"))
+    assert "code='cli.file'" in missing.stderr
+
+
 def test_collateral_fetch_refuses_when_nothing_answers(tmp_path: Path) -> None:
     (tmp_path / "quote.bin").write_bytes(IntelPki().quote_v4(td_body(report_data=bytes(64))))
     done = command("fetch", "--url", "http://127.0.0.1:1", "--quote", str(tmp_path / "quote.bin"))

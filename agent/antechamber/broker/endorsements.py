@@ -1,5 +1,7 @@
 """Collateral that the broker keeps: files of a directory, read again when they change."""
 
+import logging
+import threading
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -10,12 +12,17 @@ from antechamber.evidence.collateral import MAX_SETS, Collateral, TdxCollateral,
 
 
 class CollateralFiles:
-    """`*.json` in dcap-qvl's shape. A file that does not parse is logged and left out: its platform is refused."""
+    """`*.json` in dcap-qvl's shape. A file that no longer parses, or is gone, goes on with its last good set.
+
+    Whoever rewrites a file must end no guest that attests meanwhile.
+    """
 
     def __init__(self, directory: str, key: Ed25519PrivateKey) -> None:
         self._directory, self._key = Path(directory), key
-        self._seen: tuple[tuple[str, int, int], ...] | None = None
+        self._seen: tuple[tuple[str, int, int, int], ...] | None = None
+        self._good: dict[str, TdxCollateral] = {}  # of each file name
         self._sets: tuple[TdxCollateral, ...] = ()
+        self._lock = threading.Lock()
 
     def current(self, now: int) -> Collateral:
         """For the broker's own verification, at its own clock."""
@@ -28,26 +35,40 @@ class CollateralFiles:
         return seal_collateral(self._load(), time=now, nonce=bytes.fromhex(nonce), key=self._key)
 
     def _load(self) -> tuple[TdxCollateral, ...]:
-        files = sorted(self._directory.glob("*.json"))
-        seen = tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files)
-        if seen != self._seen:
-            self._sets, self._seen = self._parse(files), seen
-        return self._sets
+        with self._lock:
+            files = sorted(self._directory.glob("*.json"))
+            seen = tuple(filter(None, map(_state, files)))
+            if seen != self._seen:
+                self._sets, self._seen = self._parse(files), seen
+            return self._sets
 
-    @staticmethod
-    def _parse(files: list[Path]) -> tuple[TdxCollateral, ...]:
-        newest: dict[str, TdxCollateral] = {}
+    def _parse(self, files: list[Path]) -> tuple[TdxCollateral, ...]:
+        there: dict[str, TdxCollateral] = {}
         for file in files:
             try:
-                one = TdxCollateral.parse(file.read_bytes())
+                there[file.name] = TdxCollateral.parse(file.read_bytes())
             except AgentError as e:
                 log.failure(e)
-                continue
+            except OSError as e:
+                log.event("collateral.unread", level=logging.WARNING, file=file.name, error=type(e).__name__)
+        kept = {name: one for name, one in self._good.items() if name not in there}
+        self._good = there | kept
+        newest: dict[str, TdxCollateral] = {}
+        for one in self._good.values():
             other = newest.get(one.fmspc)
             if other is None or _age(one) > _age(other):
                 newest[one.fmspc] = one
-        log.event("collateral.loaded", sets=len(newest), fmspc=" ".join(newest))
+        log.event("collateral.loaded", sets=len(newest), fmspc=" ".join(newest), kept=" ".join(kept))
         return tuple(newest.values())[:MAX_SETS]
+
+
+def _state(file: Path) -> tuple[str, int, int, int] | None:
+    """What changes with its content, a rename onto it included; None if it is gone."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return file.name, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _age(one: TdxCollateral) -> tuple[int, int]:

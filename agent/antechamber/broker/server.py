@@ -45,7 +45,10 @@ MAX_VERIFYING = 4  # at once
 _TRAIL = web.RequestKey("trail", Trail)
 _HELD = web.RequestKey("held", int)
 _JSON = "application/json"
-_NO_VERDICT = frozenset({"broker.busy", "broker.fault", "session.full", "collateral.expired"})
+_NO_VERDICT = frozenset({
+    "broker.busy", "broker.fault", "session.full",
+    "collateral.expired", "collateral.fmspc",  # what the owner has to fetch
+})  # fmt: skip
 
 # A refusal's family, or its whole code, to the protocol's variant and the words that its clients know.
 _VARIANTS = {

@@ -137,7 +137,7 @@ def broker_put(args: argparse.Namespace) -> int:
 
 
 def collateral_fetch(args: argparse.Namespace) -> int:
-    """`antechamber collateral fetch`: JSON to stdout."""
+    """`antechamber collateral fetch`: JSON to stdout, or whole into a file that a broker may be reading."""
     import asyncio
     import importlib.util
 
@@ -152,8 +152,26 @@ def collateral_fetch(args: argparse.Namespace) -> int:
     except (ValueError, RuntimeError, OSError) as e:
         raise HardwareUnavailable("collateral.fetch", str(e)[:300], hint="see that the PCCS answers") from e
     found.pop("pck_certificate_chain", None)  # the quote carries its own
-    print(TdxCollateral.parse(json.dumps(found).encode()).text)
+    text = TdxCollateral.parse(json.dumps(found).encode()).text
+    if args.out is None:
+        print(text)
+    else:
+        _replace(Path(args.out), text + "\n")
     return 0
+
+
+def _replace(path: Path, text: str) -> None:
+    """Old or new, and never half of it. Raises ConfigError `cli.file`."""
+    made = path.with_name(f".{path.name}.{os.getpid()}")  # no `*.json`: the broker does not read it
+    try:
+        with made.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        made.replace(path)
+    except OSError as e:
+        made.unlink(missing_ok=True)
+        raise ConfigError("cli.file", f"{path}: {e.strerror}", hint="name a file in a folder that exists") from e
 
 
 async def _collateral(url: str, quote: bytes) -> "QuoteCollateralV3":

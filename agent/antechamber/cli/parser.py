@@ -195,7 +195,7 @@ def _collateral(sub: "_Sub[argparse.ArgumentParser]") -> None:
         "collateral",
         "fetch or show Intel's collateral for a quote",
         """\
-        antechamber collateral fetch --url https://api.trustedservices.intel.com --quote quote.bin > c.json
+        antechamber collateral fetch --url https://api.trustedservices.intel.com --quote quote.bin --out c.json
         antechamber collateral show c.json""",
     )
     verbs = collateral.add_subparsers(title="verbs", metavar="VERB", required=True)
@@ -207,6 +207,7 @@ def _collateral(sub: "_Sub[argparse.ArgumentParser]") -> None:
     )
     fetch.add_argument("--url", required=True, metavar="URL", help="PCCS or PCS; none is the default")
     fetch.add_argument("--quote", required=True, metavar="FILE", help="a quote of the platform")
+    fetch.add_argument("--out", metavar="FILE", help="replaced as a whole; default: stdout")
     fetch.set_defaults(run=owner.collateral_fetch)
     show = _command(verbs, "show", "what collateral covers, and until when", "antechamber collateral show c.json")
     show.add_argument("file", metavar="FILE")

@@ -188,7 +188,7 @@ def test_collateral_is_read_again_when_it_changes(rig: Rig) -> None:
     path = rig.directory / "collateral" / "simulated.json"
     kept = path.read_text()
     path.write_text("{}")  # left out, and logged
-    with pytest.raises(BrokerDenied) as refused:
+    with pytest.raises(BrokerUnreachable) as refused:
         rig.guest().attest(rig.kbs())
     assert "collateral.fmspc" in refused.value.detail
     path.write_text(kept)
