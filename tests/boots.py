@@ -5,7 +5,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from brokers import KEY, MODEL_KEY, NAMES, Rig, running
 
+from antechamber.boot.ending import Undo
 from antechamber.boot.pipeline import Adapters, Booted, boot
 from antechamber.broker.jwe import TeeKey
 from antechamber.model import pack
@@ -42,7 +43,7 @@ class World:
     root: Path
     rig: Rig
     model_hash: str
-    undo: ExitStack = field(default_factory=ExitStack)
+    undo: Undo = field(default_factory=Undo)
 
     @property
     def runtime_dir(self) -> Path:
@@ -85,19 +86,23 @@ class World:
         hardware: Callable[[Hardware], Hardware] = lambda hw: hw,
         broker: Callable[[KeyBroker], KeyBroker] = lambda b: b,
         config: Path | None = None,
+        fresh: bool = True,
     ) -> Booted:
         """Stages 1 to 11; the runtime directory is fresh, as after a power-off."""
-        self.undo.close()
-        shutil.rmtree(self.runtime_dir, ignore_errors=True)
+        self.undo.run()
+        if fresh:
+            shutil.rmtree(self.runtime_dir, ignore_errors=True)
         adapters = Adapters(
             hardware(standin.hardware(machine or self.machine())),
             lambda cfg: broker(self.rig.kbs(ca=Path(cfg.ca))),
             TeeKey.generate,
         )
-        with ExitStack() as undo:
-            booted = boot(str(config or self.config()), adapters, undo)
-            self.undo = undo.pop_all()
-        return booted
+        self.undo = Undo()
+        try:
+            return boot(str(config or self.config()), adapters, self.undo)
+        except BaseException:
+            self.undo.run()
+            raise
 
     @property
     def plaintext(self) -> bool:

@@ -154,6 +154,48 @@ def test_protected_pcie_is_refused_while_no_switch_is_verified(here: World) -> N
     assert refused(here, here.machine(gpus=8, multi_gpu="protected-pcie"), config=config) == "gpu.switches"
 
 
+@pytest.mark.parametrize("reads", [1, 2])
+def test_bundle_is_refused_when_the_gpu_leaves_cc_mode_around_it(here: World, reads: int) -> None:
+    gpus: list[Around] = []
+
+    def watched(hw: Hardware) -> Hardware:
+        gpus.append(Around(hw.gpus))
+        return dataclasses.replace(hw, gpus=gpus[0])
+
+    booted = here.boot(hardware=watched)
+    booted.attestor.reattest()
+    on, seen = gpus[0].mode(), 0
+
+    def mode() -> GpuMode:
+        nonlocal seen
+        seen += 1
+        return on if seen < reads else dataclasses.replace(on, cc_feature=False)
+
+    gpus[0]._methods["mode"] = mode
+    for act in (lambda: booted.attestor.bundle(NONCE), booted.attestor.reattest):
+        seen = 0
+        with pytest.raises(AgentError) as caught:
+            act()
+        assert caught.value.code == "gpu.cc-mode"
+
+
+def test_nothing_is_left_of_a_boot_that_was_refused_late(here: World) -> None:
+    def stuck(hw: Hardware) -> Hardware:
+        return dataclasses.replace(hw, gpus=Around(hw.gpus, set_ready=lambda: None))
+
+    assert refused(here, hardware=stuck) == "gpu.not-ready"
+    assert list(here.runtime_dir.iterdir()) == []
+
+
+def test_runtime_directory_that_others_can_write_is_refused(here: World) -> None:
+    here.undo.run()
+    here.runtime_dir.mkdir(exist_ok=True)
+    here.runtime_dir.chmod(0o777)
+    with pytest.raises(AgentError) as caught:
+        here.boot(fresh=False)
+    assert caught.value.code == "config.runtime-dir"
+
+
 def test_verdict_fails_when_another_genuine_gpu_answers(here: World) -> None:
     gpus: list[Around] = []
 
@@ -162,6 +204,7 @@ def test_verdict_fails_when_another_genuine_gpu_answers(here: World) -> None:
         return dataclasses.replace(hw, gpus=gpus[0])
 
     booted = here.boot(hardware=watched)
+    booted.attestor.reattest()
     others = here.machine(gpus=2)
     gpus[0]._methods["collect"] = lambda nonce: others.collect(nonce)[1:]
     with pytest.raises(AgentError) as caught:
@@ -169,7 +212,7 @@ def test_verdict_fails_when_another_genuine_gpu_answers(here: World) -> None:
     assert caught.value.code == "gpu.changed"
     with pytest.raises(AgentError) as caught:
         booted.attestor.bundle(NONCE)
-    assert caught.value.code in ("bundle.none", "bundle.refused")
+    assert caught.value.code == "bundle.refused"
 
 
 # -- the registers and the quote

@@ -17,6 +17,7 @@ import pytest
 from boots import World, world
 
 from antechamber.boot import serve
+from antechamber.boot.ending import Stop
 from antechamber.boot.handover import AgentServer, Handover, ask
 from antechamber.config import WatchConfig
 from antechamber.engine.process import adopt_orphans, end_descendants
@@ -59,7 +60,7 @@ def ended(attestor: Watched) -> str:
 
     def watching() -> None:
         with pytest.raises(AgentError) as caught:
-            serve.watch(Guest(attestor), serve.Open())  # type: ignore[arg-type]
+            serve.watch(Guest(attestor), serve.Open(), Stop())  # type: ignore[arg-type]
         codes.append(caught.value.code)
 
     thread = threading.Thread(target=watching, daemon=True)
@@ -112,8 +113,7 @@ def served(here: World) -> Iterator[tuple[Path, Handover]]:
     handover = Handover({"part": "engine"}, {"part": "gateway"}, os.memfd_create("key"), lambda: {"ok": True})
     server = AgentServer(here.runtime_dir / "agent.sock", handover, booted.attestor)
     yield here.runtime_dir / "agent.sock", handover
-    server.shutdown()
-    server.server_close()
+    server.end()
 
 
 def code_of(path: Path, op: str, **arguments: str) -> str:
@@ -122,13 +122,26 @@ def code_of(path: Path, op: str, **arguments: str) -> str:
     return caught.value.code
 
 
-def test_parts_are_handed_over_once(served: tuple[Path, Handover]) -> None:
+@pytest.mark.parametrize("part", ["engine", "gateway"])
+def test_part_is_handed_over_once(served: tuple[Path, Handover], part: str) -> None:
     path, handover = served
     handover.admitted.set()
-    for part in ("engine", "gateway"):
-        assert ask(path, part)["part"] == part
-        assert code_of(path, part) == "handover.spent"
-    assert handover.key_fd is None
+    assert ask(path, part)["part"] == part
+    assert code_of(path, part) in ("handover.spent", "handover.process")
+    assert (handover.key_fd is None) == (part == "gateway")
+
+
+def test_key_is_not_handed_to_the_engine_or_to_what_it_starts(served: tuple[Path, Handover]) -> None:
+    """Under `antechamber boot` they may share a user, and the engine is there first."""
+    path, handover = served
+    ask(path, "engine")
+    handover.admitted.set()
+    assert code_of(path, "gateway") == "handover.process"
+    program = f"from antechamber.cli import main; raise SystemExit(main(['gateway', '--socket', {str(path)!r}]))"
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert child.returncode != 0
+    assert "handover.process" in child.stderr
+    assert handover.key_fd is not None
 
 
 def test_parts_are_handed_to_no_other_process_of_our_user_when_run_starts_them(
@@ -212,15 +225,99 @@ def test_memory_of_the_agent_is_closed_to_its_users_other_processes() -> None:
 import sys
 from antechamber.hardware.memory import seal_memory
 seal_memory()
-print(flush=True)
+import ctypes
+print(ctypes.CDLL(None).prctl(3), flush=True)  # PR_GET_DUMPABLE
 sys.stdin.read()
 """
     argv = [sys.executable, "-c", program]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as sealed:
         assert sealed.stdout is not None
-        assert sealed.stdout.readline()
+        assert sealed.stdout.readline() == b"0\n"
         owner = Path("/proc", str(sealed.pid), "mem").stat().st_uid
         limits = Path("/proc", str(sealed.pid), "limits").read_text()
         sealed.communicate()
     assert re.search(r"Max core file size +0 +0 ", limits)
     assert owner == 0  # root's, whoever runs it: a process of our own uid is refused
+
+
+def _stopping(number: int, body: str) -> subprocess.CompletedProcess[str]:
+    program = f"""
+import os, signal, sys, time
+from antechamber import log
+from antechamber.boot.ending import Undo, ending
+from antechamber.errors import AppraisalRefused
+log.setup()
+undo = Undo()
+undo.push("plaintext", lambda: print("undone", flush=True))
+def slow():
+    os.kill(os.getpid(), {number})
+    time.sleep(0.1)
+{body}
+"""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_signal_is_an_orderly_end_and_everything_is_undone(number: int) -> None:
+    done = _stopping(number, "with ending(undo):\n    slow()\n    print('went on')\nprint(undo.orderly)")
+    assert (done.returncode, done.stdout) == (0, "undone\nTrue\n")
+
+
+def test_refusal_stands_when_a_signal_comes_while_it_is_on_its_way() -> None:
+    body = """
+try:
+    with ending(undo):
+        try:
+            raise AppraisalRefused("gpu.changed", "seen", hint="do")
+        finally:
+            slow()
+except AppraisalRefused as e:
+    print(e.code, undo.orderly)
+"""
+    done = _stopping(signal.SIGTERM, body)
+    assert done.stdout == "undone\ngpu.changed False\n"
+
+
+def test_undoing_goes_on_when_signals_rain() -> None:
+    body = """
+for i in range(3):
+    undo.push(f"step {i}", slow)
+with ending(undo):
+    slow()
+"""
+    done = _stopping(signal.SIGTERM, body)
+    assert (done.returncode, done.stdout) == (0, "undone\n")
+
+
+def test_stop_is_not_forgotten_when_something_swallows_it() -> None:
+    body = """
+with ending(undo) as stop:
+    try:
+        slow()
+    except BaseException:
+        pass
+    stop.require_none()
+    print("went on")
+"""
+    assert _stopping(signal.SIGTERM, body).stdout == "undone\n"
+
+
+def test_library_that_catches_exceptions_does_not_swallow_a_stop() -> None:
+    body = "with ending(undo):\n    try:\n        slow()\n    except Exception:\n        print('swallowed')\n"
+    assert _stopping(signal.SIGTERM, body).stdout == "undone\n"
+
+
+def test_step_that_fails_hides_neither_the_others_nor_the_reason() -> None:
+    body = """
+def failing():
+    raise OSError(5, "Input/output error", "/model")
+undo.push("engine", failing)
+try:
+    with ending(undo):
+        raise AppraisalRefused("gpu.changed", "seen", hint="do")
+except AppraisalRefused as e:
+    print(e.code)
+"""
+    done = _stopping(signal.SIGTERM, body)
+    assert done.stdout == "undone\ngpu.changed\n"
+    assert "undo.failed" in done.stderr

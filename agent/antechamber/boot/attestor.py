@@ -110,8 +110,8 @@ class Attestor:
 
     def _attest(self, started: float) -> Epoch:
         cfg = self._settings.config
-        refuse(self._faults())
         with self._turn.take(urgent=True):
+            refuse(self._faults())
             tee = self._new_tee_key()
             asked = open_challenge(self._broker, tee)
             verdict = self._prove(asked.gpu_nonce, self._now())
@@ -121,6 +121,7 @@ class Attestor:
             self._broker.lease()
             clock = read_clock(self._broker, signer_key(cfg.trust.collateral_signer), cfg.trust.floor())
             bundle, served = self._compose(os.urandom(32), clock, token)
+            refuse(self._faults())
         return Epoch(started, clock, token, bundle, served)
 
     def _faults(self) -> list[Fault]:
@@ -183,14 +184,18 @@ class Attestor:
 
     def bundle(self, nonce: bytes) -> tuple[bytes, str]:
         """A bundle over a caller's nonce (16 to 64 bytes) and its quote's SHA-256. Raises HardwareUnavailable, ..."""
-        epoch = self._epoch
-        if epoch is None:
-            raise HardwareUnavailable("bundle.none", "no verdict yet", hint="ask again when the guest serves")
+        with self._turn.take():  # the verdict is read in our turn: one that failed before us refuses us
+            if (epoch := self._epoch) is None:
+                raise HardwareUnavailable("bundle.none", "no verdict yet", hint="ask again when the guest serves")
+            self._require_no_failure()
+            refuse(self._faults())
+            text, quote = self._compose(nonce, epoch.clock, epoch.token)
+            refuse(self._faults())
+        return text, self._store(1, text, quote)
+
+    def _require_no_failure(self) -> None:
         if self._failed is not None:
             raise AppraisalRefused("bundle.refused", "the last verdict failed", hint="this guest is ending")
-        with self._turn.take():
-            text, quote = self._compose(nonce, epoch.clock, epoch.token)
-        return text, self._store(1, text, quote)
 
     def _store(self, which: int, bundle: bytes, quote: tdx.Quote) -> str:
         digest = hashlib.sha256(quote.raw).hexdigest()

@@ -9,7 +9,7 @@ import socket
 import socketserver
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +46,7 @@ class Handover:
     status: Callable[[], Answer]
     admitted: threading.Event = field(default_factory=threading.Event)  # the engine answered the golden prompt
     listening: threading.Event = field(default_factory=threading.Event)
+    engine_pid: int | None = None  # who took the engine's part: never the gateway's too
     only_pid: int | None = None  # in `run`: our own child, and no other process of our user; 0 before it is there
 
     def expect(self, pid: int) -> None:
@@ -77,16 +78,19 @@ class AgentServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         """Only root and our own user: the socket's mode says so too, this does not depend on it."""
         return _peer(request)[1] in (0, os.geteuid())
 
-    def server_close(self) -> None:
+    def end(self) -> None:
         """Let the gateway go, and close."""
         self._ended.set()
-        super().server_close()
+        self.shutdown()
+        self.server_close()
 
     def answer(self, asked: Answer, peer_pid: int) -> tuple[Answer, int | None]:
         """The answer to one request of a process, and a file descriptor that goes with it."""
         op = asked.get("op")
         if op == "engine":
-            return self._once("engine", self.handover.engine, peer_pid), None
+            answer = self._once("engine", self.handover.engine, peer_pid)
+            self.handover.engine_pid = peer_pid
+            return answer, None
         if op == "gateway":
             if not self.handover.admitted.wait(timeout=7200):
                 raise HardwareUnavailable("handover.early", "the engine is not admitted", hint="start the engine")
@@ -110,7 +114,9 @@ class AgentServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         raise ConfigError("handover.op", f"unknown request {str(op)[:32]!r}", hint="use this version's own parts")
 
     def _once(self, part: str, answer: Answer, peer_pid: int) -> Answer:
-        if self.handover.only_pid not in (None, peer_pid):
+        engine = self.handover.engine_pid
+        is_engine = engine is not None and engine in tuple(_ancestry(peer_pid))
+        if self.handover.only_pid not in (None, peer_pid) or is_engine:
             raise AppraisalRefused(
                 "handover.process", f"{part} is not handed to process {peer_pid}", hint="antechamber run starts its own"
             )
@@ -159,6 +165,16 @@ def _peer(connection: socket.socket) -> tuple[int, int, int]:
     return pid, uid, gid
 
 
+def _ancestry(pid: int) -> Iterator[int]:
+    """A process and its parents, as far as they can be followed. Source: proc(5), /proc/PID/stat."""
+    while pid > 1:
+        yield pid
+        try:
+            pid = int(Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return
+
+
 class _Request(socketserver.StreamRequestHandler):
     server: AgentServer
     timeout = 30
@@ -196,6 +212,8 @@ def ask(path: Path, op: str, **arguments: str) -> Answer:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
             sock.settimeout(30)
             sock.connect(str(path))
+            if _peer(sock)[1] not in (0, os.geteuid()):
+                raise PermissionError(f"it belongs to uid {_peer(sock)[1]}")
             sock.sendall(json.dumps({"op": op} | arguments).encode() + b"\n")
             with sock.makefile("rb") as stream:
                 answer: Answer = json.loads(stream.readline())

@@ -75,6 +75,6 @@ def launch_engine(ready: Ready, user: str) -> process.EngineProcess:
 
 def replace(answer: dict[str, Any]) -> NoReturn:
     """Become the engine that the agent handed over, for `antechamber exec`."""
-    launch = Launch.from_json(answer)
-    log.event("engine.exec", engine=launch.kind)
-    process.replace(launch)
+    launch, user = Launch.from_json(answer), str(answer.get("user", ""))
+    log.event("engine.exec", engine=launch.kind, user=user)
+    process.replace(launch, user=user)

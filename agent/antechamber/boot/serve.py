@@ -3,19 +3,16 @@
 import os
 import queue
 import shutil
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from antechamber import log
 from antechamber.boot.attestor import passing
+from antechamber.boot.ending import Stop, Undo, ending
 from antechamber.boot.handover import AgentServer, Handover, seal_key
 from antechamber.boot.launch import launch_engine
 from antechamber.boot.notify import notify
@@ -24,15 +21,10 @@ from antechamber.engine import probe
 from antechamber.engine.catalog import Launch
 from antechamber.engine.process import EngineProcess, adopt_orphans, end_descendants, start
 from antechamber.errors import AgentError, AppraisalRefused, EngineFailed, PlatformUnfit
-from antechamber.model.store import destroy
 
 _TICK_S = 0.2
 _DRAIN_S = 12.0  # the gateway lets running answers end for 10 s
 _PARTS_S = 120  # how long systemd may take to start the parts that we hand over to
-
-
-class Stopped(Exception):  # no error: somebody asked us to stop
-    """SIGTERM or SIGINT."""
 
 
 @dataclass(slots=True)
@@ -40,39 +32,40 @@ class Serving:
     """A booted guest, its socket, and in `run` its children."""
 
     booted: Booted
-    server: AgentServer | None
+    handover: Handover
     engine: EngineProcess | None = None
     gateway: EngineProcess | None = None
-
-    @property
-    def handover(self) -> Handover:
-        if self.server is None:
-            raise RuntimeError("the agent's socket is not open")
-        return self.server.handover
 
 
 def serve_children(config: str, adapters: Adapters) -> int:
     """`antechamber run`: engine and gateway are our children."""
-    with stoppable(), ExitStack() as undo, serving(boot(config, adapters, undo)) as guest:
+    undo = Undo()
+    with ending(undo) as stop:
+        guest = hand_over(boot(config, adapters, undo), undo)
         cfg = guest.booted.settings.config
         refuse_production(guest.booted)
-        adopt_orphans()
         guest.handover.only_pid = 0
+        adopt_orphans()
+        undo.push("descendants", end_descendants)
         guest.engine = launch_engine(guest.booted.ready, cfg.engine.user)
+        undo.push("engine", lambda: _stop(guest.engine, undo))
         admitted = admit(guest)
         guest.gateway = start(_gateway_launch(guest), user="")
+        undo.push("gateway", lambda: _stop(guest.gateway, undo))
         guest.handover.expect(guest.gateway.pid)
-        watch(guest, opened(guest, admitted))
+        watch(guest, opened(guest, admitted), stop)
     return 0  # a signal asked us to stop
 
 
 def serve_handover(config: str, adapters: Adapters) -> int:
     """`antechamber boot`: systemd starts `antechamber exec` and `antechamber gateway`, which ask us."""
-    with stoppable(), ExitStack() as undo, serving(boot(config, adapters, undo)) as guest:
+    undo = Undo()
+    with ending(undo) as stop:
+        guest = hand_over(boot(config, adapters, undo), undo)
         notify("READY=1\nSTATUS=proven; the engine may start")
         admitted = admit(guest)
         guest.handover.admitted.set()
-        watch(guest, opened(guest, admitted))
+        watch(guest, opened(guest, admitted), stop)
     return 0  # a signal asked us to stop
 
 
@@ -89,73 +82,20 @@ def refuse_production(booted: Booted) -> None:
         log.event("engine.unseparated", level=30, meaning="the engine runs as the agent's own user")
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Turn the first SIGTERM or SIGINT into an orderly end, which no second one interrupts."""
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        _deaf()
-        raise Stopped
-
-    old = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except Stopped:
-        log.event("stopped", reason="signal")
-    finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)
+def hand_over(booted: Booted, undo: Undo) -> Serving:
+    """Open the agent's socket. What is undone last first: the port, the engine, the socket, the plaintext."""
+    runtime, handover = _runtime(booted), _handover(booted)
+    undo.push("engine's folder", lambda: shutil.rmtree(runtime / "engine", ignore_errors=True))
+    undo.push("socket's path", lambda: (runtime / "agent.sock").unlink(missing_ok=True))
+    server = AgentServer(runtime / "agent.sock", handover, booted.attestor)
+    undo.push("socket", server.end)
+    return Serving(booted, handover)
 
 
-def _deaf() -> None:
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, signal.SIG_IGN)
-
-
-@contextmanager
-def serving(booted: Booted) -> Iterator[Serving]:
-    """Hold the agent's socket open; on the way out, close the port first, and leave nothing.
-
-    An orderly stop lets running answers end; after a failure the port is gone at once.
-    """
-    guest, grace_s = Serving(booted, None), 0.0
-    try:
-        try:
-            guest.server = AgentServer(_runtime(booted) / "agent.sock", _handover(booted), booted.attestor)
-            yield guest
-        except Stopped:
-            grace_s = _DRAIN_S
-            raise
-        finally:
-            _deaf()  # if a signal comes just here it raises once, and the outer `finally` still wipes
-    finally:
-        _deaf()
-        wipe(guest, grace_s)
-
-
-def wipe(guest: Serving, grace_s: float) -> None:
-    """Port, engine, socket, plaintext: in this order, and each whatever became of the others."""
-    booted, runtime = guest.booted, _runtime(guest.booted)
-    with ExitStack() as last_first:
-        last_first.callback(log.event, "wiped", model=booted.settings.config.model.hash)
-        last_first.callback(shutil.rmtree, runtime / "engine", ignore_errors=True)
-        for name in ("agent.sock", "eventlog"):
-            last_first.callback((runtime / name).unlink, missing_ok=True)
-        last_first.callback(destroy, booted.model)
-        last_first.callback(end_descendants)
-        if guest.server is not None:
-            last_first.callback(guest.server.server_close)
-            last_first.callback(guest.server.shutdown)
-        for part in (guest.engine, guest.gateway):
-            if part is not None:
-                last_first.callback(_stop, part, grace_s)
-
-
-def _stop(part: EngineProcess, grace_s: float) -> None:
-    try:
-        part.stop(grace_s=grace_s)
-    except EngineFailed as e:  # its socket is not one: the error that ended the guest counts, not this
-        log.event("stop", level=30, code=e.code, detail=e.detail)
+def _stop(part: EngineProcess | None, undo: Undo) -> None:
+    """After a failure the port is gone at once."""
+    if part is not None:
+        part.stop(grace_s=_DRAIN_S if undo.orderly else 0.0)
 
 
 def _runtime(booted: Booted) -> Path:
@@ -190,7 +130,9 @@ def _handover(booted: Booted) -> Handover:
             "anchors": str(cfg.trust.anchors()),
         }
 
-    return Handover(launch.to_json(), gateway, seal_key(booted.keys), status, listening=listening)
+    return Handover(
+        launch.to_json() | {"user": cfg.engine.user}, gateway, seal_key(booted.keys), status, listening=listening
+    )
 
 
 def _gateway_launch(guest: Serving) -> Launch:
@@ -241,7 +183,7 @@ def opened(guest: Serving, admitted: Admitted) -> Open:
 
 
 @log.stage("watch")
-def watch(guest: Serving, port: Open) -> NoReturn:
+def watch(guest: Serving, port: Open, stop: Stop) -> NoReturn:
     """Stay proven until something fails; then raise it, and `serving` wipes. Never returns otherwise.
 
     The age of the last good verdict is judged here, so a watch that hangs or dies ends the guest too.
@@ -255,6 +197,7 @@ def watch(guest: Serving, port: Open) -> NoReturn:
             raise failures.get(timeout=_TICK_S)
         except queue.Empty:
             pass
+        stop.require_none()
         require_fresh(guest)
         if not watcher.is_alive() and failures.empty():
             raise AppraisalRefused("watch.died", "the watch ended without a verdict", hint="report its traceback")

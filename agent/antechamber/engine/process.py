@@ -26,6 +26,7 @@ from antechamber.errors import EngineFailed
 _PR_SET_CHILD_SUBREAPER = 36
 _UMASK = 0o007  # the socket is for the engine's user and group
 _TICK_S = 0.05
+_REAP_S = 5.0  # after SIGKILL
 _STDERR = 2
 _SYSTEM = "/usr/bin:/bin"
 
@@ -73,7 +74,10 @@ class EngineProcess:
             time.sleep(min(_TICK_S, left))
 
     def stop(self, grace_s: float = 10.0) -> None:
-        """SIGTERM, `grace_s` to end, SIGKILL for whatever is left of its process group. Safe to repeat."""
+        """SIGTERM, `grace_s` to end, SIGKILL for whatever is left of its process group. Safe to repeat.
+
+        Raises EngineFailed `engine.stuck`, `engine.start`.
+        """
         if self._stopped:
             return
         self._stopped = True
@@ -83,7 +87,10 @@ class EngineProcess:
         while self.alive and time.monotonic() < deadline:
             time.sleep(_TICK_S)
         os.killpg(self.pid, signal.SIGKILL)  # the leader is at least a zombie: the group is there
-        self._child.wait()
+        try:
+            self._child.wait(timeout=_REAP_S)
+        except subprocess.TimeoutExpired as e:  # in the driver, uninterruptible: nothing else may wait for it
+            raise EngineFailed("engine.stuck", f"{self.launch.kind} outlives SIGKILL", hint="power off") from e
         _unlink_socket(self.launch.socket)
 
 
@@ -109,15 +116,22 @@ def start(launch: Launch, *, user: str = "") -> EngineProcess:
     return EngineProcess(launch, child)
 
 
-def replace(launch: Launch) -> NoReturn:
-    """Become the engine: same process, nothing of ours left but stdio. Raises EngineFailed `engine.start`."""
+def replace(launch: Launch, *, user: str = "") -> NoReturn:
+    """Become the engine as `user` ("": as we are): same process, nothing of ours left but stdio.
+
+    Raises EngineFailed `engine.start`.
+    """
     _unlink_socket(launch.socket)
-    _make_home(launch, "")
+    _make_home(launch, user)
     program = _resolved(launch)[0]
     try:
         os.umask(_UMASK)
         os.chdir(launch.cwd)
         _close_on_exec()
+        if user:
+            os.setgroups([])
+            os.setgid(_account(user).pw_gid)
+            os.setuid(_account(user).pw_uid)
         os.execve(program, list(launch.argv), dict(launch.env))  # noqa: S606  # the catalogue's argv
     except OSError as e:
         raise EngineFailed("engine.start", f"{program}: {e.strerror}", hint="is the engine in the image?") from e
@@ -129,18 +143,28 @@ def adopt_orphans() -> None:
 
 
 def end_descendants() -> None:
-    """SIGKILL every child that we still have, until their children, which become ours, are gone too."""
+    """SIGKILL every child that we still have, until their children, which become ours, are gone too.
+
+    Raises EngineFailed `engine.stuck` for one that does not end in time.
+    """
+    deadline = time.monotonic() + _REAP_S
     while children := _children():
         for pid in children:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+                os.waitpid(pid, os.WNOHANG)
+        if time.monotonic() > deadline:
+            raise EngineFailed("engine.stuck", f"processes {children} outlive SIGKILL", hint="power off")
+        time.sleep(_TICK_S / 10)
 
 
 def _children() -> list[int]:
     """Source: proc(5), /proc/PID/task/TID/children."""
-    return [int(pid) for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()]
+    found = []
+    for task in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+            found += [int(pid) for pid in task.read_text().split()]
+    return found
 
 
 def _close_on_exec() -> None:
@@ -173,6 +197,11 @@ def _identity(user: str) -> dict[str, Any]:
         return {}
     entry = _account(user)
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+
+def group_of(user: str) -> int:
+    """Number of the user's group. Raises EngineFailed `engine.start`."""
+    return _account(user).pw_gid
 
 
 def _account(user: str) -> pwd.struct_passwd:
