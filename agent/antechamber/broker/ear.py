@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from antechamber import __version__
 from antechamber.broker.authority import key_pem
 from antechamber.broker.messages import b64url
+from antechamber.errors import BrokerDenied
 from antechamber.evidence.appraise import VerifiedEvidence
-from antechamber.evidence.ear import EVIDENCE, PROFILE
+from antechamber.evidence.ear import EVIDENCE, MAX_TOKEN, PROFILE
 from antechamber.evidence.eventlog import AaelEvent
 from antechamber.evidence.tdx import Quote
 
@@ -42,7 +43,10 @@ class TokenSigner:
     chain: Sequence[x509.Certificate]
 
     def sign(self, claims: Mapping[str, Any]) -> str:
-        """ES256 JWS whose header carries the chain, as Trustee reads it: inside `jwk`."""
+        """ES256 JWS whose header carries the chain, as Trustee reads it: inside `jwk`.
+
+        Raises BrokerDenied `broker.fault` for a token that `parse_ear` would refuse for its size.
+        """
         from joserfc import jwt  # noqa: PLC0415  # an extra, that a guest does without
         from joserfc.jwk import ECKey  # noqa: PLC0415
 
@@ -51,7 +55,10 @@ class TokenSigner:
         x5c = [base64.b64encode(c.public_bytes(Encoding.DER)).decode() for c in self.chain]
         jwk = {"kty": "EC", "crv": "P-256", "alg": "ES256", "x": x, "y": y, "x5c": x5c}
         header = {"typ": "JWT", "alg": "ES256", "jwk": jwk}
-        return jwt.encode(header, dict(claims), ECKey.import_key(key_pem(self.key)), algorithms=["ES256"])
+        token = jwt.encode(header, dict(claims), ECKey.import_key(key_pem(self.key)), algorithms=["ES256"])
+        if len(token) > MAX_TOKEN:
+            raise BrokerDenied("broker.fault", f"a token of {len(token)} characters", hint=f"at most {MAX_TOKEN}")
+        return token
 
 
 def compose_claims(

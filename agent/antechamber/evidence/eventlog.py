@@ -23,6 +23,8 @@ EL_HEADER = bytes.fromhex("0000000003000000" + "00" * 20 + "25000000" + "00" * 2
 END = b"\xff" * 8
 MAX_EVENTS = 8192
 MAX_TEXT = 4096  # bytes of one AAEL text
+MAX_RUNTIME_EVENTS = 64  # of RTMR3: a token and a bundle carry them, and a broker keeps them
+MAX_RUNTIME_TEXT = 64 << 10  # bytes of all AAEL texts
 
 _FIRST = struct.Struct("<II20sI")  # register, type, SHA-1 digest, size
 _RECORD = struct.Struct("<III")  # register, type, digest count
@@ -202,9 +204,14 @@ def require_replay(events: Sequence[Event], body: TdBody) -> None:
 def runtime_events(events: Sequence[Event]) -> tuple[AaelEvent, ...]:
     """RTMR3's events, each an AAEL entry whose digest is that of its own text.
 
-    Raises MalformedEvidence `eventlog.foreign`, `eventlog.text`, `eventlog.digest`.
+    Raises MalformedEvidence `eventlog.events`, `eventlog.foreign`, `eventlog.text`, `eventlog.digest`.
     """
-    return tuple(AaelEvent.parse(event) for event in events if event.register == 3)
+    ours = [event for event in events if event.register == 3]
+    size = sum(len(event.data) for event in ours)
+    if len(ours) > MAX_RUNTIME_EVENTS or size > MAX_RUNTIME_TEXT:
+        most = f"{MAX_RUNTIME_EVENTS} and {MAX_RUNTIME_TEXT}"
+        _malformed("eventlog.events", f"{len(ours)} events of {size} bytes in RTMR3, at most {most}")
+    return tuple(AaelEvent.parse(event) for event in ours)
 
 
 def compose_log(ccel: bytes | None, aael: bytes) -> bytes:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from antechamber.broker.authority import Authority
 from antechamber.broker.ear import TokenSigner
-from antechamber.errors import AgentError, AppraisalRefused, MalformedEvidence
-from antechamber.evidence.ear import EVIDENCE, PROFILE, parse_ear
+from antechamber.errors import AgentError, AppraisalRefused, BrokerDenied, MalformedEvidence
+from antechamber.evidence.ear import EVIDENCE, MAX_TOKEN, PROFILE, parse_ear
 
 NOW = 1_790_000_000
 CA = Authority.create("tokens", now=NOW)
@@ -66,6 +66,13 @@ def test_ear_reads_what_the_broker_signed() -> None:
     read = parse_ear(signer().sign(claims()), PEM, NOW + 10)
     assert (read.status, read.policy, read.tls, read.expires) == ("affirming", "demo", "sha384:aa", NOW + 300)
     assert read.submods == {"cpu0": "affirming", "gpu0": "affirming"}
+
+
+def test_ear_that_nobody_would_read_is_not_signed() -> None:
+    text = "x" * (MAX_TOKEN // 4 * 3)
+    with pytest.raises(BrokerDenied, match=r"broker\.fault"):
+        signer().sign(claims(pad=text))
+    parse_ear(signer().sign(claims(pad=text[:-5000])), PEM, NOW)
 
 
 def test_ear_header_has_the_chain_where_trustee_reads_it() -> None:

@@ -102,6 +102,16 @@ def test_runtime_event_is_refused_when_not_ours(event: Event, code: str) -> None
     assert refused.value.code == code
 
 
+@pytest.mark.parametrize(("count", "size"), [(64, 4), (16, 4080)])
+def test_runtime_events_are_bounded_in_number_and_size(count: int, size: int) -> None:
+    """A genuine TD that nobody vouches for would else have the broker sign and keep megabytes."""
+    event = tagged(b"a b " + b"c" * size)
+    assert len(eventlog.runtime_events([event] * count)) == count
+    with pytest.raises(MalformedEvidence) as refused:
+        eventlog.runtime_events([event] * (count + 1))
+    assert refused.value.code == "eventlog.events"
+
+
 def test_log_parses_to_events_when_well_formed() -> None:
     events = eventlog.parse_log(HEADER + record(1) + record(4, 6) + b"\xff" * 100)
     assert events == (Event(0, b"\7" * 48, 8, b"data"), Event(3, b"\7" * 48, 6, b"data"))
