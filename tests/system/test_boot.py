@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from openai import OpenAI
@@ -194,6 +195,34 @@ def test_guest_ends_and_wipes_when_a_part_dies(served: Deployment, part: str, co
     assert served.refusal()["code"] == code
     assert not listening(served.guest_port)
     assert not (served.runtime_dir / "model").exists()
+
+
+@pytest.mark.root
+@pytest.mark.curl
+@pytest.mark.parametrize("command", ["run", "boot"])
+def test_engine_runs_as_its_own_user_when_one_is_configured(separated: Deployment, command: str) -> None:
+    (separated.root / "guest.log").unlink(missing_ok=True)
+    separated.start_guest(command=command)
+    agent = str(separated.runtime_dir / "agent.sock")
+    parts: list[subprocess.Popen[bytes]] = []
+    try:
+        if command == "boot":
+            while not Path(agent).exists():
+                assert separated.guest is not None
+                assert separated.guest.poll() is None, separated.refusal()
+            argv = [sys.executable, "-m", "antechamber"]
+            parts = [subprocess.Popen([*argv, part, "--socket", agent]) for part in ("exec", "gateway")]
+        separated.await_serving()
+        answer = curl(separated, f"{separated.url}/v1/models")
+        assert json.loads(answer.stdout)["data"][0]["id"] == "demo"
+        (engine,) = with_words("-I -m antechamber.engine.builtin", str(separated.runtime_dir))
+        assert psutil.Process(engine).username() == "nobody"
+        assert (separated.runtime_dir / "model").stat().st_mode & 0o007 == 0
+    finally:
+        for part in parts:
+            part.kill()
+            part.wait()
+        separated.stop_guest()
 
 
 def test_parts_refuse_when_no_boot_hands_over(deployment: Deployment) -> None:

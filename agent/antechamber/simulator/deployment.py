@@ -43,6 +43,7 @@ class Deployment:
     model_name: str = "demo"
     interval_s: int = 60
     standin: bool = False
+    engine_user: str = ""
     broker_port: int = field(default_factory=lambda: free_port())
     guest_port: int = field(default_factory=lambda: free_port())
     _broker: "subprocess.Popen[bytes] | None" = None
@@ -139,7 +140,7 @@ class Deployment:
                 "key": f"kbs:///{MODEL_KEY}",
                 "name": self.model_name,
             },
-            "engine": {"kind": "builtin", "start_timeout_s": 60},
+            "engine": {"kind": "builtin", "start_timeout_s": 60, "user": self.engine_user},
             "gateway": {
                 "listen": f"127.0.0.1:{self.guest_port}",
                 "names": list(NAMES),
