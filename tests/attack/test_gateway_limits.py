@@ -1,15 +1,18 @@
 """Floods, and bodies and heads without end: each has a limit, and each test counts what it cost."""
 
 import concurrent.futures
+import contextlib
 import itertools
 import socket
 import ssl
 import time
+from collections.abc import Callable
 
 import pytest
-from unit.gateway.world import CHAT, code, running
+from unit.gateway.world import CHAT, World, code, running
 
 from antechamber.gateway import attestation, door, proxy
+from antechamber.gateway.clients import LEAST_CONNECTIONS
 
 END = b"Host: x\r\nConnection: close\r\n"
 FRESH = "/.well-known/antechamber/attestation?nonce="
@@ -58,9 +61,36 @@ def test_bodies_together_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     with running() as world, world.connect() as slow:
         slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 65536\r\n\r\n" + b"x" * 65535)
         time.sleep(0.3)
-        answer, _, text = world.ask("POST", CHAT, b"xx")
+        answer, _, text = world.ask("POST", CHAT, b"xx", peer="127.0.0.2")
         assert (answer, code(text)) == (503, "gateway.busy")
     assert not world.engine.requests
+
+
+def _held(world: World, places: contextlib.ExitStack, size: int, peer: str) -> None:
+    """A body that stays in memory: all but its last byte has come."""
+    link = places.enter_context(world.connect(peer))
+    link.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + b"x" * (size - 1))
+
+
+def test_bodies_of_one_client_leave_the_others_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "BUFFERED_BODIES", 8)
+    with running() as world:
+        with contextlib.ExitStack() as places:
+            for _ in range(8):
+                _held(world, places, 1 << 16, "127.0.0.2")
+            time.sleep(0.5)
+            answer, _, text = world.ask("POST", CHAT, b"{}" + b" " * 9, peer="127.0.0.2")
+            assert (answer, code(text)) == (503, "gateway.busy")
+            others = [world.ask("POST", CHAT, b"{}" + b" " * 9999, peer=f"127.0.0.{i}")[0] for i in (3, 4)]
+            assert others == [200, 200]
+            _held(world, places, 1 << 16, "127.0.0.3")
+        assert world.ask("POST", CHAT, b"{}" + b" " * 9, peer="127.0.0.2")[0] == 200  # it has its room back
+
+
+def test_one_client_has_room_for_one_body_however_little_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "BUFFERED_BODIES", 1)
+    with running() as world:
+        assert world.ask("POST", CHAT, b"{}" + b" " * ((1 << 16) - 2))[0] == 200
 
 
 def test_broken_chunk_never_reaches_the_engine() -> None:
@@ -102,6 +132,42 @@ def test_connections_over_the_limit_wait() -> None:
                 world.context().wrap_socket(third, server_hostname="localhost")
             third.close()
         assert world.ask("GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize("shakes_hands", [True, False])
+def test_connections_of_one_client_leave_the_others_their_places(shakes_hands: bool) -> None:
+    with running(max_connections=16) as world:
+        with contextlib.ExitStack() as places:
+            for _ in range(LEAST_CONNECTIONS):
+                places.enter_context(world.connect("127.0.0.2") if shakes_hands else _plain(world))
+            for _ in range(32):
+                with pytest.raises((ConnectionError, ssl.SSLError)):  # closed, and does not wait either
+                    world.connect("127.0.0.2")
+            assert [world.ask("GET", "/health", peer=f"127.0.0.{i}")[0] for i in range(3, 8)] == [200] * 5
+        assert _in_time(lambda: world.ask("GET", "/health", peer="127.0.0.2")[0]) == 200
+
+
+def _plain(world: World) -> socket.socket:
+    return socket.create_connection(("localhost", world.port), timeout=20, source_address=("127.0.0.2", 0))
+
+
+def _in_time(ask: Callable[[], int]) -> int:
+    """The answer, when the places of those who left are free."""
+    for _ in range(50):
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            return ask()
+        time.sleep(0.1)
+    pytest.fail("no place came free")
+
+
+@pytest.mark.parametrize(("share", "most"), [(4, 10), (1, 40)])
+def test_one_client_has_its_share_of_the_connections(share: int, most: int) -> None:
+    with running(max_connections=40, client_share=share) as world, contextlib.ExitStack() as places:
+        for _ in range(most):
+            places.enter_context(world.connect("127.0.0.2"))
+        if share > 1:
+            with pytest.raises((ConnectionError, ssl.SSLError)):
+                world.connect("127.0.0.2")
 
 
 def test_failed_handshakes_give_their_places_back() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from antechamber import strict
 from antechamber.errors import AgentError, HardwareUnavailable, PlatformUnfit
 from antechamber.evidence.composite import decode
+from antechamber.gateway.clients import CLIENT_SHARE
 
 MAX_ANSWER = 8 << 20  # bytes
 CONNECT_S = 10.0
@@ -36,7 +37,11 @@ class AgentRefused(AgentError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What the agent hands over, beside the key."""
+    """What the agent hands over, beside the key.
+
+    One client (an IPv4 address or an IPv6 /64) has at most one part in `client_share` of the connections and of the
+    memory for bodies. A proxy in front makes all its clients one: with a share of 1, one client may have everything.
+    """
 
     listen: str  # address:port
     certificate: str  # PEM chain, leaf first
@@ -46,10 +51,11 @@ class Terms:
     max_connections: int
     verdict_age_s: int
     nonces_per_minute: int
+    client_share: int = CLIENT_SHARE
 
     def __post_init__(self) -> None:
         counts = (self.max_body_bytes, self.max_connections, self.verdict_age_s, self.nonces_per_minute)
-        if min(counts) < 1 or not self.upstream.startswith("/"):
+        if min(*counts, self.client_share) < 1 or not self.upstream.startswith("/"):
             raise PlatformUnfit("gateway.handover", "a limit is below 1 or the upstream is no path", hint=_HINT)
 
 
@@ -168,9 +174,11 @@ class AgentLink:
         """Return when the agent ends, however it ends."""
         try:
             reader, writer = await asyncio.open_unix_connection(self.path)
-            writer.write(_line("leash"))
-            await reader.read()
-            writer.close()
+            try:
+                writer.write(_line("leash"))
+                await reader.read()
+            finally:
+                writer.close()
         except OSError:
             return
 

@@ -1,7 +1,6 @@
 """What the gateway says of the guest: the verdict beside each answer, bundles on demand."""
 
 import asyncio
-import ipaddress
 import math
 import re
 import time
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from antechamber.errors import AgentError
 from antechamber.gateway.agent_link import AgentLink, AgentRefused, StoredBundle, Verdict
 from antechamber.gateway.answers import RequestRefused
+from antechamber.gateway.clients import client_of
 
 CACHE_S = 1.0  # the agent is asked at most this often
 MAX_HEADER = 8190  # bytes of a header that every client tried takes
@@ -152,19 +152,6 @@ class NonceLimits:
             self._clients.popitem(last=False)
         bucket.take()
         self._all.take()
-
-
-def client_of(peer: str) -> str:
-    """What counts as one client: an IPv6 host has a whole /64 to choose from."""
-    try:
-        address = ipaddress.ip_address(peer.partition("%")[0])
-    except ValueError:
-        return ""  # all of no address are one
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)
 
 
 class Bundles:

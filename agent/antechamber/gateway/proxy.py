@@ -8,6 +8,7 @@ import aiohttp
 from aiohttp import web
 
 from antechamber.gateway.answers import EVERY_ANSWER, RequestRefused
+from antechamber.gateway.clients import Shares, client_of
 
 BODY_S = 60.0  # to receive a body
 STALL_S = 120.0  # for a client that does not read
@@ -20,27 +21,32 @@ _NO_EXTRAS = ("user-agent", "accept-encoding", "content-type")
 
 
 class Bodies:
-    """Request bodies, read whole before the engine hears of them: one too long or without end costs it nothing."""
+    """Request bodies, read whole before the engine hears of them: one too long or without end costs it nothing.
 
-    def __init__(self, limit: int) -> None:
+    All have room for BUFFERED_BODIES of the largest, one client for one part in `share` of that, and for one body.
+    """
+
+    def __init__(self, limit: int, share: int) -> None:
         self._limit, self._left = limit, limit * BUFFERED_BODIES
+        self._clients = Shares(max(limit, self._left // share))
 
     @asynccontextmanager
     async def read(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
         """Lend the body. Raises RequestRefused `request.size`, `request.timeout`, `request.body`, `gateway.busy`."""
         if (request.content_length or 0) > self._limit:
             raise self._too_long()
-        body = bytearray()
+        client, body = client_of(request.remote or ""), bytearray()
         try:
-            await self._receive(request, body)
+            await self._receive(request, client, body)
             yield bytes(body)
         finally:
             self._left += len(body)
+            self._clients.give_back(client, len(body))
 
-    async def _receive(self, request: web.BaseRequest, body: bytearray) -> None:
+    async def _receive(self, request: web.BaseRequest, client: str, body: bytearray) -> None:
         try:
             async with asyncio.timeout(BODY_S):
-                await self._fill(request, body)
+                await self._fill(request, client, body)
         except TimeoutError as e:
             raise RequestRefused(
                 "request.timeout", "the body came too slowly", hint="send it faster", status=408
@@ -50,11 +56,11 @@ class Bodies:
                 "request.body", "the body's framing is broken", hint="send valid HTTP", status=400
             ) from e
 
-    async def _fill(self, request: web.BaseRequest, body: bytearray) -> None:
+    async def _fill(self, request: web.BaseRequest, client: str, body: bytearray) -> None:
         while chunk := await request.content.readany():
             if len(body) + len(chunk) > self._limit:
                 raise self._too_long()
-            if len(chunk) > self._left:
+            if len(chunk) > self._left or not self._clients.take(client, len(chunk)):
                 raise RequestRefused(
                     "gateway.busy",
                     "too many bodies at once",

@@ -74,7 +74,7 @@ async def serve(
     async with Engine.at(terms.upstream) as engine:
         gateway = Gateway(terms, link, engine)
         await gateway.verdicts.current()  # so that every answer can name a quote
-        door = Door(gateway.answer, terms.max_connections, gateway.verdicts.known)
+        door = Door(gateway.answer, terms.max_connections, terms.client_share, gateway.verdicts.known)
         accepting = asyncio.create_task(door.accept(listener, context))
         leash = asyncio.create_task(link.leash())
         await link.listening()
@@ -95,7 +95,8 @@ class Gateway:
     def __init__(self, terms: Terms, link: AgentLink, engine: Engine) -> None:
         self.verdicts = Verdicts(link)
         self._terms, self._engine = terms, engine
-        self._bundles, self._bodies = Bundles(link, terms.nonces_per_minute), Bodies(terms.max_body_bytes)
+        self._bundles = Bundles(link, terms.nonces_per_minute)
+        self._bodies = Bodies(terms.max_body_bytes, terms.client_share)
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The one entry for a parsed request."""

@@ -236,10 +236,11 @@ class World:
         body = json.dumps({"model": "tiny", "messages": [], **fields}).encode()
         return self.ask("POST", CHAT, body, {"content-type": "application/json", **(headers or {})})
 
-    def connect(self) -> ssl.SSLSocket:
-        return self.context().wrap_socket(
-            socket.create_connection(("localhost", self.port), timeout=20), server_hostname="localhost"
+    def connect(self, peer: str = "") -> ssl.SSLSocket:
+        plain = socket.create_connection(
+            ("localhost", self.port), timeout=20, source_address=(peer, 0) if peer else None
         )
+        return self.context().wrap_socket(plain, server_hostname="localhost")
 
     def raw(self, request: bytes) -> bytes:
         """Bytes out, and whatever comes back until the end."""
@@ -271,6 +272,21 @@ def offered(port: int, leaf: bytes, upstream: str) -> dict[str, Any]:
         "verdict_age_s": 300,
         "nonces_per_minute": 30,
     }
+
+
+@contextlib.contextmanager
+def serving(listener: socket.socket) -> Iterator[tuple[agent_link.Terms, FakeAgent, ssl.SSLContext]]:
+    """What `serve` needs, for a test with a loop of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        key, leaf = certificate()
+        agent = FakeAgent(
+            f"{folder}/agent.sock", offered(listener.getsockname()[1], leaf, f"{folder}/engine.sock"), key
+        )
+        handed = agent_link.handover(agent.path)
+        try:
+            yield handed.terms, agent, tls.server_context(handed)
+        finally:
+            agent.close()
 
 
 @contextlib.contextmanager
