@@ -21,7 +21,7 @@ from antechamber.gateway import agent_link
 from antechamber.gateway.agent_link import AgentLink, Terms
 from antechamber.gateway.answers import RequestRefused, json_answer, refusal
 from antechamber.gateway.attestation import Bundles, Verdicts, admit, demanded
-from antechamber.gateway.door import Door, fault
+from antechamber.gateway.door import Door, ended, fault
 from antechamber.gateway.proxy import Bodies, Engine
 from antechamber.gateway.tls import server_context
 
@@ -69,23 +69,31 @@ async def _until_signal(terms: Terms, link: AgentLink, listener: socket.socket, 
 async def serve(
     terms: Terms, link: AgentLink, listener: socket.socket, context: ssl.SSLContext, stop: asyncio.Event
 ) -> None:
-    """Until `stop`; then no new connections, and a little time for the running requests."""
+    """Until `stop`; then no new connections, and a little time for the running requests.
+
+    Returns only then. Raises HardwareUnavailable `agent.gone`, or whatever else ended it.
+    """
     asyncio.get_running_loop().set_exception_handler(fault)
     async with Engine.at(terms.upstream) as engine:
         gateway = Gateway(terms, link, engine)
         await gateway.verdicts.current()  # so that every answer can name a quote
         door = Door(gateway.answer, terms.max_connections, terms.client_share, gateway.verdicts.known)
-        accepting = asyncio.create_task(door.accept(listener, context))
-        leash = asyncio.create_task(link.leash())
-        await link.listening()
-        log.event("gateway.listening", address=terms.listen)
-        ends = (accepting, leash, asyncio.create_task(stop.wait()))
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        accepting.cancel()
-        listener.close()
-        if leash.done() and not stop.is_set():  # nobody watches this guest: no answer is ended in peace
-            raise HardwareUnavailable("agent.gone", "the agent ended, so the port is closed", hint="read its log")
-        await door.close()
+        waits = (door.accept(listener, context), link.leash(), stop.wait())
+        ends = [asyncio.ensure_future(wait) for wait in waits]
+        in_peace = False
+        try:
+            await link.listening()
+            log.event("gateway.listening", address=terms.listen)
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in done:
+                end.result()  # what broke is not an end like another
+            if not stop.is_set():  # nobody watches this guest: no answer is ended in peace
+                raise HardwareUnavailable("agent.gone", "the agent ended, so the port is closed", hint="read its log")
+            in_peace = True
+        finally:
+            await ended(ends)
+            listener.close()
+            await (door.close() if in_peace else door.abort())
     log.event("gateway.stopped")
 
 

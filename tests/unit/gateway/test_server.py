@@ -1,20 +1,24 @@
 import asyncio
 import base64
+import contextlib
 import json
 import logging
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 from aiohttp import web
-from unit.gateway.world import CHAT, QUOTE, FakeAgent, certificate, code, offered, running
+from unit.gateway.world import CHAT, QUOTE, FakeAgent, certificate, code, offered, running, serving
 
-from antechamber.errors import ConfigError
+from antechamber.errors import ConfigError, HardwareUnavailable
 from antechamber.gateway import attestation, door, server
+from antechamber.gateway.agent_link import AgentLink
 
 
 @pytest.fixture(autouse=True)
@@ -230,6 +234,72 @@ def test_listen_refuses_a_port_in_use() -> None:
     with server.listen("127.0.0.1:0") as taken, pytest.raises(ConfigError) as refused:
         server.listen(f"127.0.0.1:{taken.getsockname()[1]}")
     assert refused.value.code == "gateway.listen"
+
+
+class BrokenPort(socket.socket):
+    """A port whose accept fails in a way that nobody foresaw."""
+
+    def accept(self) -> tuple[socket.socket, object]:
+        raise RuntimeError("the port is broken")
+
+
+def test_serve_fails_when_accepting_does(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with BrokenPort() as port:
+        port.setblocking(False)
+        port.bind(("127.0.0.1", 0))
+        port.listen()
+        with pytest.raises(RuntimeError, match="the port is broken"):
+            asyncio.run(_rest_of_a_life(port, lambda _agent, _stop: None))
+    assert "gateway.stopped" not in caplog.text
+
+
+async def _rest_of_a_life(port: socket.socket, end: Callable[[FakeAgent, asyncio.Event], None]) -> set[object]:
+    """Serve until `end`, with a connection in mid handshake and one in mid body; the tasks that are left then."""
+    stop = asyncio.Event()
+    with serving(port) as (terms, agent, context):
+        life = asyncio.create_task(server.serve(terms, AgentLink(agent.path), port, context, stop))
+        while "listening" not in agent.asked and not life.done():
+            await asyncio.sleep(0.01)
+        writers = [] if life.done() else [await _writer(port, b"", tls=False), await _writer(port, _HALF, tls=True)]
+        await asyncio.sleep(0.2)
+        end(agent, stop)
+        with contextlib.suppress(HardwareUnavailable):
+            await life
+        left: set[object] = asyncio.all_tasks() - {asyncio.current_task()}
+        for writer in writers:
+            writer.close()
+        return left
+
+
+_HALF = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{"
+
+
+async def _writer(port: socket.socket, sent: bytes, *, tls: bool) -> asyncio.StreamWriter:
+    anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+    _, writer = await asyncio.open_connection(*port.getsockname(), ssl=anyone if tls else None)
+    writer.write(sent)
+    return writer
+
+
+@pytest.mark.parametrize("end", [lambda _agent, stop: stop.set(), lambda agent, _stop: agent.ended.set()])
+def test_serve_leaves_no_task_when_it_ends(
+    end: Callable[[FakeAgent, asyncio.Event], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "DRAIN_S", 0.2)
+    with server.listen("127.0.0.1:0") as port:
+        assert asyncio.run(_rest_of_a_life(port, end)) == set()
+
+
+def test_fault_warns_of_an_exception_alone(caplog: pytest.LogCaptureFixture) -> None:
+    loop = asyncio.new_event_loop()
+    with caplog.at_level(logging.WARNING):
+        door.fault(loop, {"message": "a remark"})
+        assert not caplog.records
+        door.fault(loop, {"message": "a fault", "exception": ValueError("secret")})
+    loop.close()
+    assert [r.getMessage() for r in caplog.records] == ["gateway.fault error='ValueError'"]
 
 
 def test_run_serves_until_sigterm(tmp_path: object) -> None:
