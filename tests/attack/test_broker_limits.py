@@ -20,10 +20,8 @@ from antechamber.boot.attestor import passing
 from antechamber.broker.decisions import Trail
 from antechamber.broker.kbs import Kbs
 from antechamber.broker.messages import Attestation, ErrorInformation
-from antechamber.broker.sessions import PER_PEER
+from antechamber.broker.sessions import Contraindicated, Sessions
 from antechamber.errors import AgentError, BrokerDenied, BrokerUnreachable
-
-STRANGER = Trail("203.0.113.9", "POST /kbs/v0/auth")
 
 
 @pytest.fixture
@@ -61,15 +59,43 @@ def said(rig: Rig, *args: Any, **kwargs: Any) -> tuple[int, str]:
 # -- no verdict
 
 
-def test_flood_of_challenges_drops_no_attested_guest_and_no_other_challenge(rig: Rig) -> None:
-    guest, kbs, other = rig.guest(), rig.kbs(), rig.kbs()
-    guest.attest(kbs)
-    nonce = other.challenge()
+def test_flood_of_challenges_stores_nothing_and_takes_no_challenge_from_a_guest(rig: Rig) -> None:
+    """A stranger behind the same NAT, between a guest's /auth and its /attest."""
+    guest, kbs = rig.guest(), rig.kbs()
+    nonce = kbs.challenge()
     for _ in range(5000):
-        rig.broker.auth(STRANGER, auth_body())
-    assert len(rig.broker.sessions) == 2 + PER_PEER
-    other.attest(nonce, guest.tee.public_jwk, guest.evidence(nonce), None)
+        rig.broker.auth(Trail("127.0.0.1", "POST /kbs/v0/auth"), auth_body())
+    assert len(rig.broker.sessions) == 0
+    kbs.attest(nonce, guest.tee.public_jwk, guest.evidence(nonce), None)
     kbs.release(MODEL_KEY)
+
+
+def test_evidence_that_no_policy_accepts_is_not_kept(rig: Rig) -> None:
+    """Anyone has a genuine TD. What is kept of its session is short, few, and makes no room of a guest's."""
+    guest, kbs = rig.guest(), rig.kbs()
+    guest.attest(kbs)
+    stranger = rig.guest(mr_td="ab" * 48)
+    other, token = rig.kbs(), ""
+    nonce = other.challenge()
+    for _ in range(3):  # each time it is verified again
+        again = other.attest(nonce, stranger.tee.public_jwk, stranger.evidence(nonce), None)
+        assert again != token
+        token = again
+    assert len(rig.broker.sessions) == 2
+    kept = next(s.result for s in rig.broker.sessions._by_id.values() if s.attested is None)
+    assert isinstance(kept, Contraindicated)
+    assert len(repr(kept)) < 2000
+    kbs.release(MODEL_KEY)
+
+
+@pytest.mark.parametrize(("count", "size"), [(65, 10), (20, 4000)])
+def test_log_of_megabytes_is_not_signed(rig: Rig, count: int, size: int) -> None:
+    guest = rig.guest()
+    for i in range(count):
+        guest.extend(f"o{i}", "x" * size)
+    with pytest.raises(BrokerDenied, match=r"eventlog\.events"):
+        guest.attest(rig.kbs())
+    assert len(rig.broker.sessions) == 0
 
 
 def test_full_table_is_no_verdict(rig: Rig) -> None:
@@ -81,21 +107,15 @@ def test_full_table_is_no_verdict(rig: Rig) -> None:
     reattest(guest, kbs)
 
 
-def test_evicted_session_is_no_verdict(rig: Rig) -> None:
-    guest, kbs = serving(rig), rig.kbs()
-    nonce = kbs.challenge()
-    for _ in range(PER_PEER):
-        rig.broker.auth(Trail("127.0.0.1", ""), auth_body())
-    evidence = guest.evidence(nonce)
-    no_verdict(lambda: kbs.attest(nonce, guest.tee.public_jwk, evidence, None), "broker.session", "session.unknown")
-    reattest(guest, kbs)
-
-
 def test_broker_that_restarted_is_no_verdict(rig: Rig) -> None:
-    guest, kbs = serving(rig), rig.kbs()
+    guest, kbs, pending = serving(rig), rig.kbs(), rig.kbs()
     guest.attest(kbs)
-    rig.broker.sessions._by_id.clear()
+    nonce = pending.challenge()
+    object.__setattr__(rig.broker, "sessions", Sessions(300))
     no_verdict(kbs.lease, "broker.session", "session.unknown")
+    evidence = guest.evidence(nonce)
+    no_verdict(lambda: pending.attest(nonce, guest.tee.public_jwk, evidence, None), "broker.session", "session.unknown")
+    reattest(guest, kbs)
 
 
 @pytest.mark.parametrize("text", [None, "", "version: 1\n", "{", "\x00", "a: 1\na: 2\n"])

@@ -15,7 +15,7 @@ from antechamber.broker.ear import TokenSigner, compose_claims
 from antechamber.broker.endorsements import CollateralFiles
 from antechamber.broker.messages import VERSION, Attestation, Request, parse_path
 from antechamber.broker.rules import LoadedRules, RulesFile
-from antechamber.broker.sessions import Attested, Session, Sessions
+from antechamber.broker.sessions import Attested, Contraindicated, Session, Sessions
 from antechamber.broker.store import Store
 from antechamber.errors import AgentError, BrokerDenied, MalformedEvidence
 from antechamber.evidence import initdata
@@ -68,17 +68,17 @@ class Broker:
     clock: Callable[[], int] = wall_clock
 
     def auth(self, trail: Trail, body: bytes) -> Session:
-        """/auth. Raises MalformedEvidence `kbs.*`, BrokerDenied `broker.version`, `broker.tee`, `session.full`."""
+        """/auth. Raises MalformedEvidence `kbs.*`, BrokerDenied `broker.version`, `broker.tee`."""
         request = Request.parse(body)
         if request.version != VERSION:
             seen = f"expect ={VERSION} while the request is {ascii(request.version)[1:-1]}"  # clients search for this
             raise BrokerDenied("broker.version", f"KBS Client Protocol Version Mismatch: {seen}", hint="speak 0.4.0")
         if request.tee != "tdx":  # `sample` above all: it proves nothing
             raise BrokerDenied("broker.tee", f"tee {request.tee!a} is not served", hint="attest a TDX guest")
-        return self.sessions.open(self.clock(), trail.peer)
+        return self.sessions.open(self.clock())
 
     def attest(self, trail: Trail, session_id: str | None, body: bytes) -> str:
-        """/attest: verify, appraise, sign. An attested session gets its token again.
+        """/attest: verify, appraise, sign. A session that a policy vouched for gets its token again.
 
         1. the session is open, and the nonce is its own
         2. the Evidence verifies over nonce, key and device Evidence; init-data, where sent, is MRCONFIGID's
@@ -102,11 +102,16 @@ class Broker:
         trail.known = policy is not None
         claims = compose_claims(verified, nonce=sent.nonce, pubkey=sent.pubkey, policy=policy, now=self.clock())
         token = self.tokens.sign(claims)
-        attested = Attested(verified, sent.pubkey, token, claims["jti"], claims["exp"], trail.evidence, policy)
-        self.sessions.require_unspent(attested)
-        detail = f"{verified.phase}: {policy}" if policy else f"contraindicated: {loaded.rules.closest(verified)}"
+        kept = claims["jti"], claims["exp"], trail.evidence
+        result: Attested | Contraindicated
+        if policy is not None:
+            result, detail = Attested(verified, sent.pubkey, token, *kept), f"{verified.phase}: {policy}"
+            self.sessions.require_unspent(result)
+        else:
+            code, seen = loaded.rules.closest(verified)
+            result, detail = Contraindicated(code, seen, *kept), f"contraindicated: {code}: {seen}"
         self.record(trail, "attested", detail=detail)
-        self.sessions.attest(session, attested)
+        self.sessions.attest(session, result, self.clock(), trail.peer)
         return token
 
     def _verify(self, loaded: LoadedRules, sent: Attestation, evidence: CompositeEvidence) -> VerifiedEvidence:
@@ -179,8 +184,8 @@ class Broker:
         """By cookie, else by our own token. Raises BrokerDenied `session.*`, and as `parse_ear` does."""
         session = self._find(credentials)
         trail.session = audit.session_digest(session.id)
-        if session.attested is not None:
-            trail.evidence, trail.known = session.attested.digests, session.affirming
+        if session.result is not None:
+            trail.evidence, trail.known = session.result.digests, session.attested is not None
         return session
 
     def _find(self, credentials: Credentials) -> Session:

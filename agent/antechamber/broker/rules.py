@@ -15,6 +15,7 @@ from antechamber.evidence.appraise import VerifiedEvidence, appraise
 from antechamber.evidence.policy import AnchorsPolicy, Policy
 
 R = TypeVar("R")
+MAX_DETAIL = 500  # characters: a session keeps it
 _NAME = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?\Z")
 
 
@@ -81,14 +82,14 @@ class Rules:
                 return name
         return None
 
-    def closest(self, verified: VerifiedEvidence) -> str:
-        """Code and detail of the first claim that failed, of the first policy: for a log."""
-        for policy in self.policies.values():
+    def closest(self, verified: VerifiedEvidence) -> tuple[str, str]:
+        """Code and detail of the first claim that failed, of the first policy."""
+        for name, policy in self.policies.items():
             try:
                 appraise(verified, policy, phase=verified.phase).require()
             except AppraisalRefused as e:
-                return f"{e.code}: {e.detail}"
-        return "no policy"
+                return e.code, f"policy {name}: {e.detail}"[:MAX_DETAIL]
+        return "appraisal.empty", "no policy"
 
     def require_resource(self, path: str, verified: VerifiedEvidence) -> ResourceRule:
         """The rule under which `path` may be released. Raises BrokerDenied `rules.*`, AppraisalRefused."""

@@ -1,10 +1,11 @@
 """RCAR sessions: unattested, attested, spent. No I/O; time is an argument.
 
-Sessions are free to open, so each address has few that no policy vouches for, and those make room first: a flood pushes
-out its own, and never a guest that a policy vouches for.
+/auth is free for anyone, so it stores nothing: an unattested session is what its id says, under a MAC, and no flood
+pushes one out. What verified Evidence earned is stored; what no policy vouches for is short, and makes room first.
 """
 
 import base64
+import hmac
 import ipaddress
 import secrets
 import threading
@@ -13,11 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from antechamber.errors import BrokerDenied
+from antechamber.errors import AppraisalRefused, BrokerDenied
 from antechamber.evidence.appraise import Phase, VerifiedEvidence, event_content
 
 MAX_SESSIONS = 4096
-PER_PEER = 64  # of one address, unattested or contraindicated
+PER_PEER = 64  # of one address, contraindicated
 PER_GUEST = 16  # of one TLS key, affirming
 SPENT_S = 86_400  # a boot that released a key is remembered for a day: longer than any boot takes to measure `released`
 
@@ -39,7 +40,7 @@ def origin(peer: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Attested:
-    """What a session holds once its Evidence verified."""
+    """What a session holds once its Evidence verified, and a policy vouched for it."""
 
     verified: VerifiedEvidence
     pubkey: Mapping[str, str]
@@ -47,7 +48,6 @@ class Attested:
     token_id: str  # jti
     token_expires: int
     digests: str  # of the Evidence, for the audit
-    policy: str | None  # that held; None is contraindicated
 
     @property
     def phase(self) -> Phase:
@@ -59,41 +59,93 @@ class Attested:
         return event_content(self.verified.events, "tls")
 
 
+@dataclass(frozen=True, slots=True)
+class Contraindicated:
+    """What is kept of genuine Evidence that no policy vouches for: why. Anyone has a genuine TD, so it is short."""
+
+    code: str
+    detail: str
+    token_id: str
+    token_expires: int
+    digests: str
+
+
 @dataclass(slots=True)
 class Session:
     """One challenge and what came of it."""
 
-    id: str  # 32 hex digits; it is the cookie
+    id: str  # it is the cookie
     nonce: str
     expires: int
-    origin: str
-    attested: Attested | None = None
+    origin: str = ""  # of who attested
+    result: Attested | Contraindicated | None = None
     spent: bool = False
 
     @property
+    def attested(self) -> Attested | None:
+        return self.result if isinstance(self.result, Attested) else None
+
+    @property
     def state(self) -> Literal["unattested", "attested", "spent"]:
+        """Contraindicated is unattested: the same challenge may be answered better."""
         if self.spent:
             return "spent"
         return "unattested" if self.attested is None else "attested"
 
-    @property
-    def affirming(self) -> bool:
-        return self.attested is not None and self.attested.policy is not None
-
     def require(self) -> Attested:
-        """Raises BrokerDenied `session.unattested`, `session.spent`."""
+        """Raises BrokerDenied `session.unattested`, `session.spent`; AppraisalRefused if no policy vouches for it."""
         if self.spent:
             raise _denied("session.spent", "this session, or another of this boot, has released a key, and is over")
-        if self.attested is None:
+        if isinstance(self.result, Contraindicated):
+            raise AppraisalRefused(self.result.code, self.result.detail, hint="compare the Evidence with the policies")
+        if self.result is None:
             raise _denied("session.unattested", "this session is not attested")
-        return self.attested
+        return self.result
+
+
+class _Challenges:
+    """Session ids that say themselves when they end, under a key that ends with this process.
+
+    An id is random (16 bytes), expiry (8), MAC (32), in hex; its nonce is another MAC, over the id.
+    """
+
+    _HEAD, _SIZE = 24, 56  # bytes
+
+    def __init__(self) -> None:
+        self._key = secrets.token_bytes(32)
+
+    def fresh(self, expires: int) -> Session:
+        head = secrets.token_bytes(16) + expires.to_bytes(8, "big")
+        return self._session(head + self._mac(b"id", head))
+
+    def read(self, session_id: str, now: int) -> Session | None:
+        """None if it is not ours, or over. One session has one spelling, or it could be answered twice."""
+        try:
+            raw = bytes.fromhex(session_id)
+        except ValueError:
+            return None
+        head = raw[: self._HEAD]
+        if len(raw) != self._SIZE or raw.hex() != session_id:
+            return None
+        if not hmac.compare_digest(raw[self._HEAD :], self._mac(b"id", head)):
+            return None
+        session = self._session(raw)
+        return session if now < session.expires else None
+
+    def _session(self, raw: bytes) -> Session:
+        nonce = base64.b64encode(self._mac(b"nonce", raw)).decode()
+        return Session(raw.hex(), nonce, int.from_bytes(raw[16 : self._HEAD], "big"))
+
+    def _mac(self, purpose: bytes, value: bytes) -> bytes:
+        return hmac.digest(self._key, purpose + b"\0" + value, "sha256")
 
 
 class Sessions:
-    """At most `limit` at a time."""
+    """Those that attested: at most `limit` at a time."""
 
     def __init__(self, lifetime_s: int, limit: int = MAX_SESSIONS) -> None:
         self._lifetime_s, self._limit = lifetime_s, limit
+        self._challenges = _Challenges()
         self._by_id: OrderedDict[str, Session] = OrderedDict()
         self._by_token: dict[str, Session] = {}
         self._spent: dict[str, int] = {}  # TLS key of a boot that released a key, until when
@@ -102,22 +154,16 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def open(self, now: int, peer: str) -> Session:
-        """A session with a fresh nonce of 32 bytes. Raises BrokerDenied `session.full`."""
-        nonce = base64.b64encode(secrets.token_bytes(32)).decode()
-        session = Session(secrets.token_hex(16), nonce, now + self._lifetime_s, origin(peer))
-        with self._lock:
-            self._sweep(now)
-            self._make_room(session.origin)
-            self._by_id[session.id] = session
-        return session
+    def open(self, now: int) -> Session:
+        """A session with a fresh nonce of 32 bytes, which is not stored."""
+        return self._challenges.fresh(now + self._lifetime_s)
 
     def find(self, session_id: str, now: int) -> Session:
         """By cookie. Raises BrokerDenied `session.unknown`."""
-        session = self._by_id.get(session_id)
-        if session is None or now >= session.expires:
+        challenge = self._challenges.read(session_id, now)
+        if challenge is None:
             raise _denied("session.unknown", "no such session, or it is over")
-        return session
+        return self._by_id.get(session_id, challenge)
 
     def find_token(self, token_id: str, now: int) -> Session:
         """By `jti`: a token of another run of the broker is not known. Raises BrokerDenied `session.token`.
@@ -125,24 +171,27 @@ class Sessions:
         A guest that serves publishes its token in every bundle, so only one of the boot phase is a credential.
         """
         session = self._by_token.get(token_id)
-        if session is None or session.attested is None or now >= session.attested.token_expires:
+        if session is None or session.result is None or now >= session.result.token_expires:
             raise _denied("session.token", "this token is not of a session here, or it is over")
-        if session.attested.phase != "boot":
+        if session.attested is not None and session.attested.phase != "boot":
             raise _denied("session.token", "this token is of a guest that serves: it is public, and opens nothing")
         return session
 
-    def attest(self, session: Session, attested: Attested) -> None:
-        """Raises BrokerDenied `session.state` if it was attested meanwhile, `session.unknown`, `session.spent`."""
+    def attest(self, session: Session, result: Attested | Contraindicated, now: int, peer: str) -> None:
+        """Store it. Raises BrokerDenied `session.state` (attested meanwhile), `session.spent`, `session.full`."""
         with self._lock:
-            self.require_unspent(attested)
-            if self._by_id.get(session.id) is not session:
-                raise _denied("session.unknown", "this session was dropped meanwhile")
-            if session.state != "unattested":
-                raise _denied("session.state", "this session was attested meanwhile")
-            session.attested = attested
-            self._by_token[attested.token_id] = session
-            if session.affirming and attested.tls is not None:
-                self._limit_guest(attested.tls)
+            if isinstance(result, Attested):
+                self.require_unspent(result)
+            self._sweep(now)
+            if (stored := self._by_id.get(session.id)) is not None:
+                if stored.state != "unattested":
+                    raise _denied("session.state", "this session was attested meanwhile")
+                self._drop(stored)
+            session.origin, session.result = origin(peer), result
+            self._make_room(session)
+            self._by_id[session.id] = self._by_token[result.token_id] = session
+            if isinstance(result, Attested) and result.tls is not None:
+                self._limit_guest(result.tls)
 
     def spend(self, session: Session, now: int) -> None:
         """Take the one key that a boot may release: its sessions and tokens are over. Raises BrokerDenied `session.*`.
@@ -172,29 +221,29 @@ class Sessions:
 
     @staticmethod
     def _over(session: Session, now: int) -> bool:
-        attested = session.attested
-        return now >= session.expires and (attested is None or now >= attested.token_expires)
+        return now >= session.expires and (session.result is None or now >= session.result.token_expires)
 
-    def _make_room(self, origin: str) -> None:
-        """Drop one of the address's own, or, when all is full, of the address that has most."""
-        weak = [s for s in self._by_id.values() if not s.affirming]
+    def _make_room(self, new: Session) -> None:
+        """Drop a contraindicated one of the address's own, or, when all is full, of the address that has most."""
+        weak = [s for s in self._by_id.values() if s.attested is None]
         counts = Counter(s.origin for s in weak)
-        if counts[origin] < PER_PEER:
-            if len(self._by_id) < self._limit:
-                return
-            if not weak:
-                raise _denied("session.full", f"{self._limit} attested sessions")
-            origin = counts.most_common(1)[0][0]
-        mine = [s for s in weak if s.origin == origin]
-        self._drop(min(mine, key=lambda s: s.attested is None))  # contraindicated before unattested, then the oldest
+        if new.attested is None and counts[new.origin] >= PER_PEER:
+            most = new.origin
+        elif len(self._by_id) < self._limit:
+            return
+        elif weak:
+            most = counts.most_common(1)[0][0]
+        else:
+            raise _denied("session.full", f"{self._limit} attested sessions")
+        self._drop(next(s for s in weak if s.origin == most))
 
     def _limit_guest(self, tls: str) -> None:
         """Even a guest that is broken into cannot fill the table."""
-        own = [s for s in self._by_id.values() if s.affirming and s.attested is not None and s.attested.tls == tls]
+        own = [s for s in self._by_id.values() if s.attested is not None and s.attested.tls == tls]
         for session in own[:-PER_GUEST]:
             self._drop(session)
 
     def _drop(self, session: Session) -> None:
         del self._by_id[session.id]
-        if session.attested is not None:
-            self._by_token.pop(session.attested.token_id, None)
+        if session.result is not None:
+            self._by_token.pop(session.result.token_id, None)
