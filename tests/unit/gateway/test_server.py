@@ -250,8 +250,13 @@ def test_serve_fails_when_accepting_does(caplog: pytest.LogCaptureFixture) -> No
         port.bind(("127.0.0.1", 0))
         port.listen()
         with pytest.raises(RuntimeError, match="the port is broken"):
-            asyncio.run(_rest_of_a_life(port, lambda _agent, _stop: None))
+            asyncio.run(_life(port))
     assert "gateway.stopped" not in caplog.text
+
+
+async def _life(port: socket.socket) -> None:
+    with serving(port) as (terms, agent, context):
+        await server.serve(terms, AgentLink(agent.path), port, context, asyncio.Event())
 
 
 async def _rest_of_a_life(port: socket.socket, end: Callable[[FakeAgent, asyncio.Event], None]) -> set[object]:
@@ -259,9 +264,9 @@ async def _rest_of_a_life(port: socket.socket, end: Callable[[FakeAgent, asyncio
     stop = asyncio.Event()
     with serving(port) as (terms, agent, context):
         life = asyncio.create_task(server.serve(terms, AgentLink(agent.path), port, context, stop))
-        while "listening" not in agent.asked and not life.done():
+        while "listening" not in agent.asked:
             await asyncio.sleep(0.01)
-        writers = [] if life.done() else [await _writer(port, b"", tls=False), await _writer(port, _HALF, tls=True)]
+        writers = [await _writer(port, b"", tls=False), await _writer(port, _HALF, tls=True)]
         await asyncio.sleep(0.2)
         end(agent, stop)
         with contextlib.suppress(HardwareUnavailable):
