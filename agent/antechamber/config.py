@@ -142,7 +142,8 @@ class GatewayConfig:
     max_body_bytes: int = 8 << 20
     max_connections: int = 1024
     verdict_age_s: int = 300  # `x-attestation: required` accepts no older verdict
-    nonces_per_minute: int = 30
+    nonces_per_minute: int = 30  # for each client
+    client_share: int = 4  # one client gets at most this part of connections and bodies: 4 is a quarter, 1 all
 
     def __post_init__(self) -> None:
         _require(
@@ -155,6 +156,7 @@ class GatewayConfig:
         port = re.fullmatch(r"[\w.:\[\]-]+:(\d{1,5})", self.listen)
         valid = port is not None and int(port[1]) < 65536
         _require(valid, "gateway.listen", self.listen, "address:port")
+        _require(1 <= self.client_share <= 64, "gateway.client_share", self.client_share, "1 to 64")
         _require(1 <= self.verdict_age_s <= 3600, "gateway.verdict_age_s", self.verdict_age_s, "1 to 3600")
 
 

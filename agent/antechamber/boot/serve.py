@@ -113,6 +113,7 @@ def _handover(booted: Booted) -> Handover:
         "max_connections": cfg.gateway.max_connections,
         "verdict_age_s": cfg.gateway.verdict_age_s,
         "nonces_per_minute": cfg.gateway.nonces_per_minute,
+        "client_share": cfg.gateway.client_share,
     }
     listening = threading.Event()
 
