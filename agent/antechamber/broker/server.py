@@ -19,6 +19,7 @@ from aiohttp import web
 from antechamber import log
 from antechamber.broker.authority import MAX_CSR
 from antechamber.broker.decisions import Broker, Credentials, NotFound, Trail
+from antechamber.broker.listener import Listener, open_sockets, raise_descriptors
 from antechamber.broker.messages import (
     COOKIE,
     MAX_ATTESTATION,
@@ -266,8 +267,14 @@ def tls_context(certificate: str, key: str) -> ssl.SSLContext:
 
 async def start(broker: Broker, listen: str, context: ssl.SSLContext) -> tuple[web.AppRunner, str]:
     """Listen; the runner to clean up, and the URL with the port that was taken. Raises OSError."""
+    app, listener = build_app(broker), Listener(context, raise_descriptors())
+
+    async def stop(_: web.Application) -> None:
+        listener.close()
+
+    app.on_shutdown.append(stop)
     runner = web.AppRunner(
-        build_app(broker),
+        app,
         access_log=None,
         max_line_size=16 << 10,
         max_field_size=MAX_FIELD,
@@ -276,6 +283,9 @@ async def start(broker: Broker, listen: str, context: ssl.SSLContext) -> tuple[w
     )
     await runner.setup()
     host, port = parse_listen(listen)
-    await web.TCPSite(runner, host, port, ssl_context=context).start()
-    taken = runner.addresses[0][1]
+    sockets = await open_sockets(host, port)
+    if runner.server is None:
+        raise OSError("the HTTP server did not start")
+    listener.start(runner.server, sockets)
+    taken = sockets[0].getsockname()[1]
     return runner, f"https://{f'[{host}]' if ':' in host else host}:{taken}"
