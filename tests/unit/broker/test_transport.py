@@ -1,5 +1,6 @@
 """The transport against peers that misbehave on the wire."""
 
+import re
 import socket
 import ssl
 import threading
@@ -60,13 +61,19 @@ def peer(
 def say(*parts: bytes, pause_s: float = 0.0) -> Callable[[socket.socket], None]:
     def answer(tls: socket.socket) -> None:
         asked = b""
-        while not asked.endswith(b"\r\n\r\n") and not asked.endswith(b"{}"):  # to close on unread bytes is a reset
+        while not _whole(asked):  # to close on unread bytes is a reset
             asked += tls.recv(65536)
         for part in parts:
             tls.sendall(part)
             time.sleep(pause_s)
 
     return answer
+
+
+def _whole(request: bytes) -> bool:
+    head, end, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
+    return bool(end) and len(body) >= int(length[1] if length else 0)
 
 
 def code_of(url: str, ca: Path, timeout_s: float = 2, limit: int = 1000) -> str:
