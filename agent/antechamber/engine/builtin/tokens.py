@@ -206,7 +206,7 @@ class Sampler:
         if self._sampling.temperature < _GREEDY:
             return int(np.argmax(logits))
         scaled = logits.astype(np.float64) / self._sampling.temperature
-        chances = np.exp(scaled - scaled.max())
+        chances = np.exp(scaled - np.max(scaled))
         chances /= chances.sum()
         order = np.argsort(-chances, kind="stable")
         total = np.cumsum(chances[order])
