@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from antechamber import strict
 from antechamber.cli.relying import read
-from antechamber.errors import ConfigError, HardwareUnavailable, ModelCorrupt
+from antechamber.errors import ConfigError, HardwareUnavailable, MalformedEvidence, ModelCorrupt
 
 if TYPE_CHECKING:
-    from dcap_qvl import QuoteCollateralV3
-
     from antechamber.model.manifest import Golden
 
 
@@ -138,8 +137,8 @@ def broker_put(args: argparse.Namespace) -> int:
 
 def collateral_fetch(args: argparse.Namespace) -> int:
     """`antechamber collateral fetch`: JSON to stdout, or whole into a file that a broker may be reading."""
-    import asyncio
     import importlib.util
+    import subprocess
 
     from antechamber.evidence.collateral import TdxCollateral
     from antechamber.evidence.tdx import Quote
@@ -147,10 +146,12 @@ def collateral_fetch(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("dcap_qvl") is None:
         raise ConfigError("install.dcap-qvl", "dcap-qvl is not installed", hint="install antechamber[broker]")
     quote = Quote.parse(read(args.quote))
-    try:
-        found = json.loads(asyncio.run(_collateral(args.url, quote.raw)).to_json())
-    except (ValueError, RuntimeError, OSError) as e:
-        raise HardwareUnavailable("collateral.fetch", str(e)[:300], hint="see that the PCCS answers") from e
+    argv = [sys.executable, "-I", "-m", "antechamber.broker.pccs", args.url]
+    done = subprocess.run(argv, input=quote.raw, capture_output=True, check=False)
+    if done.returncode:
+        said = done.stdout.decode(errors="replace")[:300] or f"the client ended with {done.returncode}"
+        raise HardwareUnavailable("collateral.fetch", f"{args.url}: {said}", hint="see that the PCCS answers")
+    found = strict.load_json(done.stdout, error=MalformedEvidence, family="collateral", limit=4 << 20)
     found.pop("pck_certificate_chain", None)  # the quote carries its own
     text = TdxCollateral.parse(json.dumps(found).encode()).text
     if args.out is None:
@@ -172,12 +173,6 @@ def _replace(path: Path, text: str) -> None:
     except OSError as e:
         made.unlink(missing_ok=True)
         raise ConfigError("cli.file", f"{path}: {e.strerror}", hint="name a file in a folder that exists") from e
-
-
-async def _collateral(url: str, quote: bytes) -> "QuoteCollateralV3":
-    import dcap_qvl
-
-    return await dcap_qvl.get_collateral(url, quote)  # wants the loop to run already when it is called
 
 
 def collateral_show(args: argparse.Namespace) -> int:
