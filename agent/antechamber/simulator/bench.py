@@ -120,7 +120,7 @@ def main() -> int:
     except (AgentError, subprocess.TimeoutExpired) as e:
         print(f"the benchmark failed: {e}", file=sys.stderr)
         return 70
-    except (Ended, KeyboardInterrupt):
+    except Ended:
         return 130
     print(json.dumps(result) if args.json else "\n".join(f"{k:<20} {v}" for k, v in result.items()))
     return 0

@@ -48,7 +48,7 @@ def main() -> int:
     except AgentError as e:
         print(f"\nthe demo failed: {e}\n{e.hint}", file=sys.stderr)
         return e.exit_status
-    except (Ended, KeyboardInterrupt):
+    except Ended:
         print("\nthe demo was stopped; nothing is left", file=sys.stderr)
         return 130
     left = f"the work folder is {root}" if args.keep else "nothing is left on this machine"

@@ -283,17 +283,17 @@ def prepared(root: Path, say: Callable[[str], None], **settings: Any) -> Deploym
 
 
 class Ended(Exception):  # a signal, no error
-    """SIGTERM or SIGHUP."""
+    """SIGTERM, SIGHUP or SIGINT."""
 
 
 @contextlib.contextmanager
 def working_folder(*, keep: bool = False) -> Iterator[Path]:
-    """`scratch`, removed at the end, however it comes: SIGTERM and a closed terminal raise Ended."""
+    """`scratch`, removed at the end, however it comes: a signal or a closed terminal raises Ended."""
 
     def end(_signal: int, _frame: FrameType | None) -> None:
         raise Ended
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # a background job inherits SIGINT ignored
         signal.signal(number, end)
     root = scratch()
     try:
