@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from antechamber.boot.attestor import passing
+from antechamber.boot.pipeline import Booted
 from antechamber.broker.jwe import TeeKey, seal
 from antechamber.errors import AgentError, HardwareUnavailable, PlatformUnfit
 from antechamber.evidence import bundle as bundles
@@ -60,6 +61,17 @@ def test_machine_without_tdx_is_one_report_and_not_a_missing_register(here: Worl
     assert caught.value.code == "host.tdx-guest"
     assert "[host.kernel]" in caught.value.detail
     assert caught.value.exit_status == 69
+
+
+def watched_boot(here: World) -> tuple[Booted, Around]:
+    """A booted guest, and its GPUs, whose answers can be changed later."""
+    gpus: list[Around] = []
+
+    def watched(hw: Hardware) -> Hardware:
+        gpus.append(Around(hw.gpus))
+        return dataclasses.replace(hw, gpus=gpus[0])
+
+    return here.boot(hardware=watched), gpus[0]
 
 
 # -- the collateral and the clock
@@ -156,22 +168,16 @@ def test_protected_pcie_is_refused_while_no_switch_is_verified(here: World) -> N
 
 @pytest.mark.parametrize("reads", [1, 2])
 def test_bundle_is_refused_when_the_gpu_leaves_cc_mode_around_it(here: World, reads: int) -> None:
-    gpus: list[Around] = []
-
-    def watched(hw: Hardware) -> Hardware:
-        gpus.append(Around(hw.gpus))
-        return dataclasses.replace(hw, gpus=gpus[0])
-
-    booted = here.boot(hardware=watched)
+    booted, gpus = watched_boot(here)
     booted.attestor.reattest()
-    on, seen = gpus[0].mode(), 0
+    on, seen = gpus.mode(), 0
 
     def mode() -> GpuMode:
         nonlocal seen
         seen += 1
         return on if seen < reads else dataclasses.replace(on, cc_feature=False)
 
-    gpus[0]._methods["mode"] = mode
+    gpus._methods["mode"] = mode
     for act in (lambda: booted.attestor.bundle(NONCE), booted.attestor.reattest):
         seen = 0
         with pytest.raises(AgentError) as caught:
@@ -197,16 +203,10 @@ def test_runtime_directory_that_others_can_write_is_refused(here: World) -> None
 
 
 def test_verdict_fails_when_another_genuine_gpu_answers(here: World) -> None:
-    gpus: list[Around] = []
-
-    def watched(hw: Hardware) -> Hardware:
-        gpus.append(Around(hw.gpus))
-        return dataclasses.replace(hw, gpus=gpus[0])
-
-    booted = here.boot(hardware=watched)
+    booted, gpus = watched_boot(here)
     booted.attestor.reattest()
     others = here.machine(gpus=2)
-    gpus[0]._methods["collect"] = lambda nonce: others.collect(nonce)[1:]
+    gpus._methods["collect"] = lambda nonce: others.collect(nonce)[1:]
     with pytest.raises(AgentError) as caught:
         booted.attestor.reattest()
     assert caught.value.code == "gpu.changed"
@@ -333,17 +333,11 @@ def test_init_data_is_refused_when_mrconfigid_is_not_its_digest(here: World) -> 
 
 
 def test_verdict_fails_when_the_gpu_leaves_cc_mode(here: World) -> None:
-    gpus: list[Around] = []
-
-    def watched(hw: Hardware) -> Hardware:
-        gpus.append(Around(hw.gpus))
-        return dataclasses.replace(hw, gpus=gpus[0])
-
-    booted = here.boot(hardware=watched)
+    booted, gpus = watched_boot(here)
     booted.attestor.reattest()
     assert booted.attestor.verdict()["good"] is True
-    off = dataclasses.replace(gpus[0].mode(), cc_feature=False)
-    gpus[0]._methods["mode"] = lambda: off
+    off = dataclasses.replace(gpus.mode(), cc_feature=False)
+    gpus._methods["mode"] = lambda: off
     with pytest.raises(AgentError) as caught:
         booted.attestor.reattest()
     assert caught.value.code == "gpu.cc-mode"
@@ -353,14 +347,8 @@ def test_verdict_fails_when_the_gpu_leaves_cc_mode(here: World) -> None:
 
 @pytest.mark.parametrize(("method", "answer", "code"), [("ready", False, "gpu.not-ready"), ("count", 0, "gpu.count")])
 def test_verdict_fails_when_a_gpu_changes(here: World, method: str, answer: object, code: str) -> None:
-    gpus: list[Around] = []
-
-    def watched(hw: Hardware) -> Hardware:
-        gpus.append(Around(hw.gpus))
-        return dataclasses.replace(hw, gpus=gpus[0])
-
-    booted = here.boot(hardware=watched)
-    gpus[0]._methods[method] = lambda: answer
+    booted, gpus = watched_boot(here)
+    gpus._methods[method] = lambda: answer
     with pytest.raises(AgentError) as caught:
         booted.attestor.reattest()
     assert caught.value.code == code

@@ -3,11 +3,9 @@
 import time
 
 import pytest
-from unit.gateway.world import World, code, running
+from unit.gateway.world import END, World, body, code, running, status
 
 from antechamber.gateway import attestation, door
-
-END = b"Host: x\r\nConnection: close\r\n"
 
 
 @pytest.fixture(autouse=True)
@@ -15,14 +13,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rules on a shorter clock."""
     monkeypatch.setattr(attestation, "CACHE_S", 0.05)
     monkeypatch.setattr(door, "LINGER_S", 0.2)
-
-
-def status(answer: bytes) -> int:
-    return int(answer.split(b" ", 2)[1])
-
-
-def body(answer: bytes) -> bytes:
-    return answer.partition(b"\r\n\r\n")[2]
 
 
 @pytest.mark.parametrize("value", ["Required", "optional", "", "required, required", "true"])

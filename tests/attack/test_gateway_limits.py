@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable
 
 import pytest
-from unit.gateway.world import CHAT, World, code, running
+from unit.gateway.world import CHAT, END, World, body, code, running, status
 
 from antechamber.gateway import attestation, door, proxy
 from antechamber.gateway.clients import LEAST_CONNECTIONS
 
-END = b"Host: x\r\nConnection: close\r\n"
 FRESH = "/.well-known/antechamber/attestation?nonce="
 
 
@@ -23,14 +22,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rules on a shorter clock."""
     monkeypatch.setattr(attestation, "CACHE_S", 0.05)
     monkeypatch.setattr(door, "LINGER_S", 0.2)
-
-
-def status(answer: bytes) -> int:
-    return int(answer.split(b" ", 2)[1])
-
-
-def body(answer: bytes) -> bytes:
-    return answer.partition(b"\r\n\r\n")[2]
 
 
 def test_body_over_the_limit_never_reaches_the_engine() -> None:

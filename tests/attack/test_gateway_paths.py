@@ -1,11 +1,9 @@
 """Requests that must not reach the engine. Each test counts what the engine saw."""
 
 import pytest
-from unit.gateway.world import CHAT, code, running
+from unit.gateway.world import CHAT, END, body, code, running, status
 
 from antechamber.gateway import attestation, door
-
-END = b"Host: x\r\nConnection: close\r\n"
 
 
 @pytest.fixture(autouse=True)
@@ -13,14 +11,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rules on a shorter clock."""
     monkeypatch.setattr(attestation, "CACHE_S", 0.05)
     monkeypatch.setattr(door, "LINGER_S", 0.2)
-
-
-def status(answer: bytes) -> int:
-    return int(answer.split(b" ", 2)[1])
-
-
-def body(answer: bytes) -> bytes:
-    return answer.partition(b"\r\n\r\n")[2]
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,10 @@ import subprocess
 import time
 
 import pytest
-from unit.gateway.world import FakeAgent, certificate, offered, running
+from unit.gateway.world import END, FakeAgent, certificate, offered, running
 
 from antechamber.errors import HardwareUnavailable, PlatformUnfit
 from antechamber.gateway import agent_link, attestation, door, tls
-
-END = b"Host: x\r\nConnection: close\r\n"
 
 
 @pytest.fixture(autouse=True)

@@ -128,7 +128,7 @@ class _Server:
                 return _error(e.status, ErrorInformation("PluginInternalError", e.reason))
             plugin = request.path.removeprefix(PREFIX).strip("/").partition("/")[0]
             return _error(404, ErrorInformation("PluginNotFound", f"Plugin {plugin[:64]} not found"))
-        except Exception as e:  # noqa: BLE001  # the one place: a fault of ours must reach no guest as a verdict on it
+        except Exception as e:  # noqa: BLE001  # a fault of ours must reach no guest as a verdict on it
             name = type(e).__name__  # never its text, which may hold what a client sent
             log.event("broker.failed", level=logging.ERROR, path=request.path[:300], error=name)
             return await self._refused(request, BrokerDenied("broker.fault", name, hint="read the broker's log"))

@@ -24,6 +24,7 @@ _MAGIC = b"NVDAOD"
 _SIGNATURE = 96  # bytes: r || s, big-endian
 _DRIVER, _VBIOS, _FWID, _PPCIE, _VERSION, _CHIP, _FEATURE = 3, 6, 20, 21, 34, 35, 36
 _ON, _OFF = 0xAA, 0x55
+_PPCIE_STATES: Mapping[int, Mode] = {_ON: "ppcie", _OFF: "spt"}
 _FEATURES: Mapping[int, Mode] = {0: "spt", 1: "mpt", 2: "ppcie"}
 _HINT = "send the report exactly as NVML returned it, from a driver of 535 or later"
 
@@ -93,7 +94,7 @@ class Opaque:
         """From FEATURE_FLAG; before version 1, which lacks it, from PROTECTED_PCIE_STATUS."""
         status = int.from_bytes(self.fields.get(_PPCIE, b""), "little")
         if (flag := self.fields.get(_FEATURE)) is None:
-            return {_ON: "ppcie", _OFF: "spt"}.get(status, "unknown")  # type: ignore[return-value]
+            return _PPCIE_STATES.get(status, "unknown")
         mode = _FEATURES.get(int.from_bytes(flag, "little"), "unknown") if flag else "unknown"
         if _PPCIE in self.fields and (status == _ON) != (mode == "ppcie"):
             seen = f"FEATURE_FLAG says {mode}, PROTECTED_PCIE_STATUS {status:#x}"

@@ -61,6 +61,17 @@ def memfd(content: bytes, *, seals: int | None = None) -> int:
     return fd
 
 
+END = b"Host: x\r\nConnection: close\r\n"  # what every raw request ends its head with
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+def body(answer: bytes) -> bytes:
+    return answer.partition(b"\r\n\r\n")[2]
+
+
 class FakeAgent:
     """The agent's socket: a line in, a line out, the end; descriptors on the first byte. Knobs are attributes."""
 
