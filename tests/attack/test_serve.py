@@ -289,6 +289,18 @@ with ending(undo):
     assert (done.returncode, done.stdout) == (0, "undone\n")
 
 
+def test_second_signal_does_not_cut_a_cleaning_short_that_the_first_began() -> None:
+    body = """
+with ending(undo):
+    try:
+        slow()
+    finally:
+        slow()
+        print("cleaned")
+"""
+    assert _stopping(signal.SIGTERM, body).stdout == "cleaned\nundone\n"
+
+
 def test_stop_is_not_forgotten_when_something_swallows_it() -> None:
     body = """
 with ending(undo) as stop:
