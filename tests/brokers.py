@@ -34,6 +34,7 @@ from antechamber.evidence.composite import (
 )
 from antechamber.evidence.eventlog import CAP, DOMAIN, AaelEvent, compose_log
 from antechamber.evidence.gpu_chain import gpu_event, verify_devices
+from antechamber.simulator.deployment import UNLIMITED
 from antechamber.simulator.intel import IntelPki
 from antechamber.simulator.knobs import Knobs
 from antechamber.simulator.machine import Machine
@@ -160,6 +161,11 @@ def policy(intel: IntelPki, nvidia: NvidiaPki, signer: str) -> dict[str, object]
     }
 
 
+def rule(phase: str, **limits: object) -> dict[str, object]:
+    """One resource's rule; what `limits` does not name is unlimited."""
+    return {"policy": "demo", "phase": phase} | UNLIMITED | limits
+
+
 @contextmanager
 def running(directory: Path) -> Iterator[Rig]:
     """A broker with a model key and rules for the simulated machine."""
@@ -172,17 +178,24 @@ def running(directory: Path) -> Iterator[Rig]:
         "anchors": {"intel": intel.root_pem, "nvidia": nvidia.root_pem},
         "policies": {"demo": policy(intel, nvidia, signer)},
         "resources": {
-            MODEL_KEY: {"policy": "demo", "phase": "boot"},
-            "default/any/1": {"policy": "demo", "phase": "any"},
-            "default/missing/1": {"policy": "demo", "phase": "boot"},
+            MODEL_KEY: rule("boot"),
+            "default/any/1": rule("any"),
+            "default/missing/1": rule("boot"),
         },
         "certificates": {"policy": "demo", "names": list(NAMES)},
         "lease": {"policy": "demo"},
     }
     (directory / "policy.yaml").write_text(yaml.safe_dump(rules))
+    with serving(directory, intel, nvidia) as rig:
+        for path in (MODEL_KEY, "default/any/1", "default/unruled/1"):
+            rig.broker.store.put(path, KEY)
+        yield rig
+
+
+@contextmanager
+def serving(directory: Path, intel: IntelPki, nvidia: NvidiaPki) -> Iterator[Rig]:
+    """The broker of a directory: another run of it, where one was there before."""
     broker, settings = admin.load_broker(directory)
-    for path in (MODEL_KEY, "default/any/1", "default/unruled/1"):
-        broker.store.put(path, KEY)
     context = server.tls_context(str(directory / settings.tls.certificate), str(directory / settings.tls.key))
     loop, listening = asyncio.new_event_loop(), threading.Event()
     found: list[str] = []

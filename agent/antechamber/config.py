@@ -1,6 +1,5 @@
 """antechamber.yaml to dataclasses. It lies on the verity-protected root and is the only source of trust."""
 
-import datetime as dt
 import hashlib
 import re
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ class TrustConfig:
     def floor(self) -> int:
         """Seconds since the epoch."""
         try:
-            return int(dt.datetime.strptime(self.time_floor, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=dt.UTC).timestamp())
+            return strict.parse_utc(self.time_floor)
         except ValueError as e:
             raise ConfigError(
                 "config.value", f"trust.time_floor is {self.time_floor!r}", hint="2026-11-24T00:00:00Z"

@@ -1,6 +1,7 @@
 """Strict YAML and JSON to dataclasses: unknown, duplicate, missing and mistyped keys are refused."""
 
 import dataclasses
+import datetime as dt
 import difflib
 import functools
 import json
@@ -74,6 +75,11 @@ def load_yaml(text: str | bytes, kind: type[T], *, error: type[AgentError], fami
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as e:  # overflow: an escape past all characters
         raise error(f"{family}.syntax", " ".join(str(e).split()), hint="correct the YAML") from e
     return build(value, kind, error=error, family=family)
+
+
+def parse_utc(text: str) -> int:
+    """Seconds since the epoch, of `2026-11-24T00:00:00Z`. Raises ValueError."""
+    return int(dt.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=dt.UTC).timestamp())
 
 
 def load_json(text: str | bytes, *, error: type[AgentError], family: str, limit: int = MAX_TEXT) -> Any:

@@ -23,6 +23,7 @@ from antechamber.broker.authority import Authority, key_pem, load_ec_key
 from antechamber.broker.decisions import Broker
 from antechamber.broker.ear import TokenSigner
 from antechamber.broker.endorsements import CollateralFiles
+from antechamber.broker.history import History
 from antechamber.broker.kbs import deny
 from antechamber.broker.messages import PREFIX, parse_path
 from antechamber.broker.rules import RulesFile
@@ -54,7 +55,8 @@ anchors: {intel: intel, nvidia: nvidia}
 policies: {}
 resources: {}
 # resources:
-#   default/model-key/1: {policy: production, phase: boot}
+#   default/model-key/1:
+#     {policy: production, phase: boot, until: unlimited, releases: unlimited, at_once: unlimited}
 # certificates: {policy: production, names: [llm.example.org]}
 # lease: {policy: production}
 """
@@ -143,13 +145,15 @@ def load_broker(directory: Path) -> tuple[Broker, BrokerSettings]:
     """A broker from its directory. Raises ConfigError `broker.*`, and as RulesFile does for unusable rules, later."""
     settings = load_settings(directory)
     database = Database(str(directory / settings.database))
+    history = History(database)
     public = load_ed25519_public(read_file(directory, settings.admin.public_key))
     tokens = settings.tokens
     broker = Broker(
         rules=RulesFile(str(directory / settings.policy)),
         store=Store(database, load_master_key(str(directory / settings.master_key))),
+        history=history,
         audit=Audit(database),
-        sessions=Sessions(settings.session_minutes * 60),
+        sessions=Sessions(settings.session_minutes * 60, spent=history.spent()),
         tokens=_signer(directory, settings),
         token_ca=read_file(directory, tokens.ca).decode("ascii", "replace"),
         guests=Authority.load(

@@ -13,6 +13,7 @@ from antechamber.broker.audit import Audit, Decision, Record
 from antechamber.broker.authority import Authority
 from antechamber.broker.ear import TokenSigner, compose_claims
 from antechamber.broker.endorsements import CollateralFiles
+from antechamber.broker.history import History
 from antechamber.broker.messages import VERSION, Attestation, Request, parse_path
 from antechamber.broker.rules import LoadedRules, RulesFile
 from antechamber.broker.sessions import Attested, Contraindicated, Session, Sessions
@@ -58,6 +59,7 @@ class Broker:
 
     rules: RulesFile
     store: Store
+    history: History
     audit: Audit
     sessions: Sessions
     tokens: TokenSigner
@@ -131,6 +133,8 @@ class Broker:
     def release(self, trail: Trail, credentials: Credentials, path: str) -> bytes:
         """GET of a resource: a JWE. A resource of the boot phase ends session and token, whichever was shown.
 
+        Its rule's limits are decided and recorded, and the session spent, in one transaction; then it is sealed.
+
         Raises BrokerDenied `session.*`, `rules.*`, AppraisalRefused, MalformedEvidence `kbs.path`, NotFound.
         """
         session = self.session(trail, credentials)
@@ -141,8 +145,9 @@ class Broker:
         if secret is None:
             raise NotFound("resource.missing", f"{path} is allowed, but not here", hint="upload it")
         with secret as value:
-            if rule.phase == "boot":
-                self.sessions.spend(session, self.clock())
+            with self.history.releasing(path, self._tls(attested.verified), rule, self.clock()):
+                if rule.phase == "boot":
+                    self.sessions.spend(session, self.clock())
             sealed = jwe.seal(attested.pubkey, bytes(value))
         self.record(trail, "released", detail=rule.phase)
         return sealed
@@ -161,7 +166,9 @@ class Broker:
     def lease(self, trail: Trail, credentials: Credentials) -> bytes:
         """Leave to go on serving: JSON. Raises BrokerDenied `session.*`, `rules.*`, AppraisalRefused."""
         attested = self.session(trail, credentials).require()
-        self.loaded(trail).rules.require_lease(attested.verified)
+        rules = self.loaded(trail).rules
+        rules.require_lease(attested.verified)
+        self.history.lease(self._tls(attested.verified), rules.resources, self.clock())
         self.record(trail, "leased")
         return json.dumps({"time": self.clock(), "tls": self._tls(attested.verified)}).encode()
 

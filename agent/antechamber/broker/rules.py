@@ -16,6 +16,8 @@ from antechamber.evidence.policy import AnchorsPolicy, Policy
 
 R = TypeVar("R")
 MAX_DETAIL = 500  # characters: a session keeps it
+KEPT_S = 366 * 86400  # how long a release is remembered
+MAX_LIVE_S = 7 * 86400
 _NAME = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?\Z")
 
 
@@ -24,11 +26,61 @@ def _refuse(key: str, detail: str) -> ConfigError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseLimit:
+    """`releases:`: at most `max` in any `per_s` seconds, of all guests together."""
+
+    max: int
+    per_s: int
+
+    def __post_init__(self) -> None:
+        if self.max < 1:
+            raise _refuse("releases.max", f"{self.max} is less than 1")
+        if not 1 <= self.per_s <= KEPT_S:
+            raise _refuse("releases.per_s", f"{self.per_s} is not 1 to {KEPT_S}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestLimit:
+    """`at_once:`: at most `max` live guests that received it, a guest being one boot, by its TLS key.
+
+    A guest is live until `lease_s` after its last lease, and before its first one until `boot_s` after the release.
+    """
+
+    max: int
+    boot_s: int
+    lease_s: int  # at least the guests' watch.grace_s, for which they go on without a lease
+
+    def __post_init__(self) -> None:
+        if self.max < 1:
+            raise _refuse("at_once.max", f"{self.max} is less than 1")
+        for name in ("boot_s", "lease_s"):
+            if not 1 <= getattr(self, name) <= MAX_LIVE_S:
+                raise _refuse(f"at_once.{name}", f"{getattr(self, name)} is not 1 to {MAX_LIVE_S}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceRule:
-    """`phase: boot` releases only until the guest has measured `released`, and ends the session; `any` also after."""
+    """Who gets a resource, when, until when, how often, and how many guests at once.
+
+    `phase: boot` releases it only until the guest has measured `released`, once, and ends the session; `released` only
+    after; `any` in both.
+    """
 
     policy: str
-    phase: Literal["boot", "any"]
+    phase: Literal["boot", "released", "any"]
+    until: str  # 2027-01-01T00:00:00Z, or unlimited
+    releases: ReleaseLimit | Literal["unlimited"]
+    at_once: GuestLimit | Literal["unlimited"]
+
+    def __post_init__(self) -> None:
+        try:
+            self.ends()
+        except ValueError as e:
+            raise _refuse("until", f"{self.until!r} is neither 2027-01-01T00:00:00Z nor unlimited") from e
+
+    def ends(self) -> int | None:
+        """Seconds since the epoch, or None."""
+        return None if self.until == "unlimited" else strict.parse_utc(self.until)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +117,8 @@ class Rules:
         for name, policy in self.policies.items():
             if policy.anchors.anchors() != self.anchors.anchors():
                 raise _refuse(f"policies.{name}.anchors", "not the anchors that the broker verifies against")
+            if policy.attestation_result != "not-appraised":
+                raise _refuse(f"policies.{name}.attestation_result", "the broker issues the result and appraises none")
         for path in self.resources:
             try:
                 parse_path(path)
@@ -94,8 +148,9 @@ class Rules:
     def require_resource(self, path: str, verified: VerifiedEvidence) -> ResourceRule:
         """The rule under which `path` may be released. Raises BrokerDenied `rules.*`, AppraisalRefused."""
         rule = self._named(self.resources.get(path), path)
-        if rule.phase == "boot" and verified.phase != "boot":
-            raise BrokerDenied("rules.phase", f"{path} is released only at boot", hint="boot the guest again")
+        if rule.phase not in ("any", verified.phase):
+            hint = "boot the guest again" if rule.phase == "boot" else "finish the boot"
+            raise BrokerDenied("rules.phase", f"{path} is released in phase {rule.phase} alone", hint=hint)
         self._appraise(rule.policy, verified)
         return rule
 

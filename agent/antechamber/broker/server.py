@@ -46,10 +46,8 @@ MAX_VERIFYING = 4  # at once
 _TRAIL = web.RequestKey("trail", Trail)
 _HELD = web.RequestKey("held", int)
 _JSON = "application/json"
-_NO_VERDICT = frozenset({
-    "broker.busy", "broker.fault", "session.full",
-    "collateral.expired", "collateral.fmspc",  # what the owner has to fetch
-})  # fmt: skip
+_NO_VERDICT = frozenset({"broker.busy", "broker.fault", "session.full"})
+_ASKED_WRONGLY = frozenset({"collateral.nonce", "broker.resource-size"})  # in families that are ours otherwise
 
 # A refusal's family, or its whole code, to the protocol's variant and the words that its clients know.
 _VARIANTS = {
@@ -249,8 +247,9 @@ def _said(path: str, error: AgentError) -> ErrorInformation:
 def _status(error: AgentError) -> int:
     if isinstance(error, NotFound):
         return 404
-    ours = isinstance(error, ConfigError) and error.code != "broker.resource-size"  # the admin's own mistake
-    return 503 if ours or error.code in _NO_VERDICT else 401
+    # Whatever collateral refuses, the broker's own files do: its owner has to fetch others.
+    ours = isinstance(error, ConfigError) or error.code.startswith("collateral.") or error.code in _NO_VERDICT
+    return 503 if ours and error.code not in _ASKED_WRONGLY else 401
 
 
 def _error(status: int, said: ErrorInformation, headers: Mapping[str, str] | None = None) -> web.Response:

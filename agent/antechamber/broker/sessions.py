@@ -12,6 +12,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from antechamber.errors import AppraisalRefused, BrokerDenied
@@ -20,6 +21,7 @@ from antechamber.evidence.appraise import Phase, VerifiedEvidence, event_content
 MAX_SESSIONS = 4096
 PER_PEER = 64  # of one address, contraindicated
 PER_GUEST = 16  # of one TLS key, affirming
+_NONE: Mapping[str, int] = MappingProxyType({})
 SPENT_S = 86_400  # a boot that released a key is remembered for a day: longer than any boot takes to measure `released`
 
 
@@ -143,12 +145,14 @@ class _Challenges:
 class Sessions:
     """Those that attested: at most `limit` at a time."""
 
-    def __init__(self, lifetime_s: int, limit: int = MAX_SESSIONS) -> None:
+    def __init__(self, lifetime_s: int, limit: int = MAX_SESSIONS, spent: Mapping[str, int] = _NONE) -> None:
+        """`spent`: TLS keys of boots that released a key to an earlier run of the broker, and when."""
         self._lifetime_s, self._limit = lifetime_s, limit
         self._challenges = _Challenges()
         self._by_id: OrderedDict[str, Session] = OrderedDict()
         self._by_token: dict[str, Session] = {}
-        self._spent: dict[str, int] = {}  # TLS key of a boot that released a key, until when
+        # TLS key of a boot that released a key, until when
+        self._spent = {tls: time + SPENT_S for tls, time in spent.items()}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The broker's database: sealed resources and the audit trail, one SQLite file."""
+"""The broker's database: sealed resources, what was released, and the audit trail; one SQLite file."""
 
 import sqlite3
 import stat
@@ -30,6 +30,15 @@ CREATE TABLE IF NOT EXISTS stranger (
   id INTEGER PRIMARY KEY AUTOINCREMENT, after INTEGER NOT NULL, time INTEGER NOT NULL, session TEXT NOT NULL,
   peer TEXT NOT NULL, resource TEXT NOT NULL, decision TEXT NOT NULL, code TEXT NOT NULL, detail TEXT NOT NULL,
   evidence TEXT NOT NULL, policy TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS moment (id INTEGER PRIMARY KEY CHECK (id = 1), time INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS release (
+  id INTEGER PRIMARY KEY, path TEXT NOT NULL, guest TEXT NOT NULL, phase TEXT NOT NULL, time INTEGER NOT NULL) STRICT;
+CREATE INDEX IF NOT EXISTS release_by_path ON release (path, time);
+CREATE INDEX IF NOT EXISTS release_by_guest ON release (guest);
+CREATE TABLE IF NOT EXISTS holder (
+  path TEXT NOT NULL, guest TEXT NOT NULL, released INTEGER NOT NULL, leased INTEGER NOT NULL,
+  PRIMARY KEY (path, guest)) STRICT;
+CREATE INDEX IF NOT EXISTS holder_by_guest ON holder (guest);
 CREATE TRIGGER IF NOT EXISTS audit_keeps BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
 CREATE TRIGGER IF NOT EXISTS audit_stays BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
 """

@@ -5,7 +5,6 @@ Source: DSSE 1.0.2 (envelope, pre-authentication encoding); Intel PCS API v4 for
 
 import base64
 import binascii
-import datetime as dt
 import hashlib
 import json
 import re
@@ -249,10 +248,9 @@ def _number(document: Mapping[str, Any], key: str) -> int:
 
 def _moment(document: Mapping[str, Any], key: str) -> int:
     try:
-        moment = dt.datetime.strptime(str(document.get(key)), "%Y-%m-%dT%H:%M:%SZ")
+        return strict.parse_utc(str(document.get(key)))
     except ValueError as e:
         raise MalformedEvidence("collateral.value", f"{key} is no time in UTC", hint=_HINT) from e
-    return int(moment.replace(tzinfo=dt.UTC).timestamp())
 
 
 def _base64(text: object) -> bytes:

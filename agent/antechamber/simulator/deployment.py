@@ -29,6 +29,7 @@ from antechamber.simulator.linux import die_with_parent
 MODEL_KEY = "default/model-key/demo"
 NAMES = ("localhost", "127.0.0.1")
 GOLDEN = "What is Antechamber?"
+UNLIMITED = {"until": "unlimited", "releases": "unlimited", "at_once": "unlimited"}
 
 
 class CommandFailed(AgentError):
@@ -154,7 +155,7 @@ class Deployment:
             "version": 1,
             "anchors": anchors,
             "policies": {"demo": policy},
-            "resources": {MODEL_KEY: {"policy": "demo", "phase": "boot"}},
+            "resources": {MODEL_KEY: {"policy": "demo", "phase": "boot"} | UNLIMITED},
             "certificates": {"policy": "demo", "names": list(NAMES)},
             "lease": {"policy": "demo"},
         }

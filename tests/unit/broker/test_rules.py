@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from brokers import policy
+from brokers import policy, rule
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +21,7 @@ RULES: dict[str, Any] = {
     "version": 1,
     "anchors": {"intel": INTEL.root_pem, "nvidia": NVIDIA.root_pem},
     "policies": {"demo": POLICY},
-    "resources": {"a/b/c": {"policy": "demo", "phase": "boot"}},
+    "resources": {"a/b/c": rule("boot")},
 }
 
 
@@ -46,10 +46,26 @@ def test_rules_load() -> None:
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"resources": {"a/b/c": {"policy": "other", "phase": "boot"}}}, "rules.value"),
-        ({"resources": {"../b/c": {"policy": "demo", "phase": "boot"}}}, "rules.value"),
+        ({"resources": {"a/b/c": rule("boot", policy="other")}}, "rules.value"),
+        ({"resources": {"../b/c": rule("boot")}}, "rules.value"),
         ({"resources": {"a/b/c": {"policy": "demo"}}}, "rules.missing"),
-        ({"resources": {"a/b/c": {"policy": "demo", "phase": "always"}}}, "rules.value"),
+        ({"resources": {"a/b/c": rule("always")}}, "rules.value"),
+        *(({"resources": {"a/b/c": {k: v for k, v in rule("any").items() if k != key}}}, "rules.missing")
+          for key in rule("any")),
+        ({"resources": {"a/b/c": rule("boot", until=None)}}, "rules.type"),
+        *(({"resources": {"a/b/c": rule("boot", until=until)}}, "rules.value")
+          for until in ("", "never", "2027-01-01", "2027-01-01T00:00:00", "2027-01-01T00:00:00+01:00")),
+        *(({"resources": {"a/b/c": rule("boot", releases=limit)}}, "rules.value")
+          for limit in ("", "never", 1, None, True, {"max": 0, "per_s": 1}, {"max": 1, "per_s": 0},
+                        {"max": 1, "per_s": 366 * 86400 + 1})),
+        ({"resources": {"a/b/c": rule("boot", releases={"max": 1})}}, "rules.missing"),
+        ({"resources": {"a/b/c": rule("boot", releases={"max": True, "per_s": 1})}}, "rules.type"),
+        *(({"resources": {"a/b/c": rule("boot", at_once=limit)}}, "rules.value")
+          for limit in ("", 1, None, {"max": 0, "boot_s": 1, "lease_s": 1}, {"max": 1, "boot_s": 0, "lease_s": 1},
+                        {"max": 1, "boot_s": 1, "lease_s": 0}, {"max": 1, "boot_s": 1, "lease_s": 7 * 86400 + 1})),
+        ({"resources": {"a/b/c": rule("boot", at_once={"max": 1, "boot_s": 1})}}, "rules.missing"),
+        ({"resources": {"a/b/c": rule("boot", forever=True)}}, "rules.unknown"),
+        ({"policies": {"demo": POLICY | {"attestation_result": {"ca": INTEL.root_pem}}}}, "rules.value"),
         ({"anchors": {"intel": "intel", "nvidia": "nvidia"}}, "rules.value"),
         ({"certificates": {"policy": "demo", "names": []}}, "rules.value"),
         ({"certificates": {"policy": "demo", "names": ["a b"]}}, "rules.value"),
@@ -58,14 +74,38 @@ def test_rules_load() -> None:
         ({"default": "allow"}, "rules.unknown"),
         ({"policies": {"demo": {}}}, "rules.missing"),
     ],
-)
+)  # fmt: skip
 def test_rules_refuse(change: dict[str, Any], code: str) -> None:
     assert code_of(lambda: load_rules(text(**change))) == code
 
 
-@pytest.mark.parametrize("empty", [b"", b"{}", b"[]", b"version: 1", b": :"])
-def test_empty_rules_refuse(empty: bytes) -> None:
-    assert code_of(lambda: load_rules(empty)).startswith("rules.")
+UNPARSABLE = {
+    "empty": (b"", "rules.type"),
+    "spaces": (b" \n# nothing\n", "rules.type"),
+    "empty mapping": (b"{}", "rules.missing"),
+    "list": (b"[]", "rules.type"),
+    "null": (b"null", "rules.type"),
+    "text": (b"allow", "rules.type"),
+    "true": (b"true", "rules.type"),
+    "version alone": (b"version: 1", "rules.missing"),
+    "no YAML": (b": :", "rules.syntax"),
+    "not UTF-8": (text() + b"# \xff\n", "rules.syntax"),
+    "two documents": (text() + b"---\n" + text(), "rules.syntax"),
+    "key twice": (text() + b"version: 1\n", "rules.duplicate"),
+    "unknown key": (text() + b"default: allow\n", "rules.unknown"),
+    "alias": (b"a: &a {}\nb: *a\n", "rules.syntax"),
+    "merge key": (b"<<: {version: 1}\n", "rules.syntax"),
+    "tag": (b"!!python/object/apply:os.system [id]", "rules.syntax"),
+    "other version": (text(version=2), "rules.value"),
+    "version as text": (text(version="1"), "rules.value"),
+    "too long": (text() + b"#" * (1 << 20), "rules.syntax"),
+}
+
+
+@pytest.mark.parametrize("case", UNPARSABLE)
+def test_rules_that_are_empty_or_do_not_parse_refuse(case: str) -> None:
+    raw, code = UNPARSABLE[case]
+    assert code_of(lambda: load_rules(raw)) == code
 
 
 def test_rules_file_follows_the_file_and_refuses_while_it_is_wrong(tmp_path: Path) -> None:

@@ -61,10 +61,35 @@ def test_policy_loads_when_it_is_complete() -> None:
     assert load_policy(yaml.safe_dump(POLICY)).tdx.mr_td == ("11" * 48,)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "null", "[]", "version: 1", "\0"])
-def test_policy_refuses_when_it_is_empty_or_incomplete(text: str) -> None:
-    with pytest.raises(ConfigError):
-        load_policy(text)
+GOOD = yaml.safe_dump(POLICY).encode()
+UNPARSABLE = {
+    "empty": (b"", "policy.type"),
+    "comment alone": (b"# nothing\n", "policy.type"),
+    "empty mapping": (b"{}", "policy.missing"),
+    "null": (b"null", "policy.type"),
+    "list": (b"[]", "policy.type"),
+    "text": (b"allow", "policy.type"),
+    "version alone": (b"version: 1", "policy.missing"),
+    "NUL": (b"\0", "policy.syntax"),
+    "not UTF-8": (GOOD + b"# \xff\n", "policy.syntax"),
+    "two documents": (GOOD + b"---\n" + GOOD, "policy.syntax"),
+    "key twice": (GOOD + b"version: 1\n", "policy.duplicate"),
+    "key twice inside": (b"tdx: {xfam: [], xfam: []}\n", "policy.duplicate"),
+    "unknown key": (GOOD + b"accept: all\n", "policy.unknown"),
+    "alias": (b"a: &a {}\nb: *a\n", "policy.syntax"),
+    "merge key": (b"<<: {version: 1}\n", "policy.syntax"),
+    "tag": (b"version: !!int 1\n", "policy.syntax"),
+    "other version": (GOOD.replace(b"version: 1", b"version: 2"), "policy.value"),
+    "version as truth value": (GOOD.replace(b"version: 1", b"version: true"), "policy.value"),
+}
+
+
+@pytest.mark.parametrize("case", UNPARSABLE)
+def test_policy_refuses_when_it_is_empty_or_does_not_parse(case: str) -> None:
+    raw, code = UNPARSABLE[case]
+    with pytest.raises(ConfigError) as refused:
+        load_policy(raw)
+    assert refused.value.code == code
 
 
 def _keys() -> list[tuple[str, ...]]:
