@@ -142,7 +142,7 @@ def policy(intel: IntelPki, nvidia: NvidiaPki, signer: str) -> dict[str, object]
     return {
         "version": 1,
         "anchors": {"intel": intel.root_pem, "nvidia": nvidia.root_pem},
-        "collateral": {"signer": signer, "max_age_s": 3600, "min_tcb_eval": 1},
+        "collateral": {"signer": signer, "max_age_s": 3600, "max_issue_age_s": 2592000, "min_tcb_eval": 1},
         "tdx": pinned
         | {"mr_config_id": "zero", "mr_owner": "zero", "mr_owner_config": "zero", "mr_seam": "unpinned"}
         | {"tcb_status": ["UpToDate"], "advisories": []},

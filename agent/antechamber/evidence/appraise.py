@@ -155,6 +155,8 @@ def _tcb(verified: VerifiedEvidence, policy: Policy) -> Iterator[Claim]:
     yield _claim("advisories", not unknown, ", ".join(tcb.advisory_ids) or "none", "only those the policy names")
     least = policy.collateral.min_tcb_eval
     yield _claim("tcb_eval", tcb.tcb_eval >= least, tcb.tcb_eval, f"at least {least}")
+    age, most = verified.time - tcb.issued, policy.collateral.max_issue_age_s
+    yield _claim("issue age", age <= most, f"{age} s", f"at most {most} s")
 
 
 def _registers(verified: VerifiedEvidence, policy: Policy) -> Iterator[Claim]:

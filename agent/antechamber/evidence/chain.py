@@ -80,6 +80,7 @@ class TdxVerdict:
     fmspc: str  # 12 upper-case hex digits
     root_key_id: bytes  # SHA-384 of the root's public point
     anchor: str  # "intel", or "simulated:<12 hex digits of root_key_id>"
+    issued: int  # the earlier of TCB info's and QE identity's issue date, seconds since the epoch
     earliest_expiration: int  # of all collateral, seconds since the epoch
     ppid: str  # hex: which processor package
     platform_instance: str  # hex: which platform registration, "" for a single-package PCK
@@ -107,10 +108,10 @@ def verify_quote(quote: Quote, collateral: TdxCollateral, anchors: Anchors, now:
     Raises AppraisalRefused `quote.*`, `collateral.*`, `tdx.*`; ConfigError `install.dcap-qvl`.
     """
     root_key_id = anchors.root_key_id
-    _verify_pck_chain(quote.pck_chain, root_key_id)  # 1
-    _verify_signer(collateral.tcb_info_issuer_chain, root_key_id)  # 2
+    _verify_pck_chain(quote.pck_chain, root_key_id, now)  # 1
+    _verify_signer(collateral.tcb_info_issuer_chain, root_key_id, now)  # 2
     if collateral.qe_identity_issuer_chain != collateral.tcb_info_issuer_chain:
-        _verify_signer(collateral.qe_identity_issuer_chain, root_key_id)
+        _verify_signer(collateral.qe_identity_issuer_chain, root_key_id, now)
     claims = _verify(quote.raw, collateral.text, anchors.intel_root, now)  # 3
     platform, tcb, qe = claims["platform"], claims["tcb"], claims["qe"]
     pck = platform["pck"]
@@ -127,6 +128,7 @@ def verify_quote(quote: Quote, collateral: TdxCollateral, anchors: Anchors, now:
         fmspc=bytes(pck["fmspc"]).hex().upper(),
         root_key_id=root_key_id,
         anchor=intel_name(root_key_id),
+        issued=collateral.issue_date,
         earliest_expiration=claims["earliest_expiration_date"],
         ppid=bytes(pck["ppid"]).hex(),
         platform_instance=bytes(pck["platform_instance_id"] or b"").hex(),
@@ -159,20 +161,33 @@ def _refusal(seen: str) -> AppraisalRefused:
     return AppraisalRefused(code, seen, hint=_HINT)
 
 
-def _verify_pck_chain(pem: bytes, root_key_id: bytes) -> None:
+def _verify_pck_chain(pem: bytes, root_key_id: bytes, now: int) -> None:
     def refuse(reason: str, detail: str) -> AppraisalRefused:
         codes = {"role": "quote.role", "anchor": "quote.anchor", "chain": "quote.chain"}
         return AppraisalRefused(codes[reason], f"PCK chain: {detail}", hint=_HINT)
 
-    _verify_roles(pem, (_PCK, _PCK_CA, _ROOT), root_key_id, refuse)
+    chain = _verify_roles(pem, (_PCK, _PCK_CA, _ROOT), root_key_id, refuse)
+    if now > _valid(chain)[1]:  # one that is too early means a clock that is: dcap-qvl refuses it
+        raise AppraisalRefused("quote.chain-expired", "PCK chain: a certificate is over", hint=_HINT)
 
 
-def _verify_signer(pem: str, root_key_id: bytes) -> None:
+def _verify_signer(pem: str, root_key_id: bytes, now: int) -> None:
     def refuse(reason: str, detail: str) -> AppraisalRefused:
         codes = {"role": "collateral.role", "anchor": "collateral.anchor", "chain": "collateral.chain"}
         return AppraisalRefused(codes[reason], f"collateral signer: {detail}", hint=_HINT)
 
-    _verify_roles(pem.encode(), (_TCB_SIGNER, _ROOT), root_key_id, refuse)
+    chain = _verify_roles(pem.encode(), (_TCB_SIGNER, _ROOT), root_key_id, refuse)
+    start, end = _valid(chain)
+    if not start <= now <= end:
+        code = "collateral.early" if now < start else "collateral.expired"
+        raise AppraisalRefused(code, "collateral signer: a certificate is not valid at this time", hint=_HINT)
+
+
+def _valid(chain: Sequence[x509.Certificate]) -> tuple[int, int]:
+    """When all of them are, seconds since the epoch."""
+    starts, ends = ([int(t.timestamp()) for t in times] for times in zip(
+        *((c.not_valid_before_utc, c.not_valid_after_utc) for c in chain), strict=True))  # fmt: skip
+    return max(starts), min(ends)
 
 
 def _verify_roles(
@@ -180,7 +195,7 @@ def _verify_roles(
     roles: Sequence[frozenset[str]],
     root_key_id: bytes,
     refuse: Callable[[str, str], AppraisalRefused],
-) -> None:
+) -> list[x509.Certificate]:
     """One certificate a role, leaf first, each issued directly by the next; the last has the anchor's key."""
     try:
         chain = x509.load_pem_x509_certificates(pem)
@@ -199,6 +214,7 @@ def _verify_roles(
             certificate.verify_directly_issued_by(issuer)
         except (*CERTIFICATE_ERRORS, InvalidSignature) as e:
             raise refuse("chain", f"{_common_name(certificate)} is not issued by the next certificate") from e
+    return chain
 
 
 def _common_name(certificate: x509.Certificate) -> str:

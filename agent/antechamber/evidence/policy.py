@@ -66,12 +66,14 @@ class CollateralPolicy:
 
     signer: str  # Ed25519 public key, 32 bytes, standard base64
     max_age_s: int  # of its signed time, against the Verifier's clock
+    max_issue_age_s: int  # of Intel's issue dates, the oldest of TCB info's and QE identity's
     min_tcb_eval: int  # tcbEvaluationDataNumber: an older data set is a roll-back
 
     def __post_init__(self) -> None:
         signer_key(self.signer)
-        if not 1 <= self.max_age_s <= 30 * 86400:
-            raise _refuse("collateral.max_age_s", self.max_age_s, "1 to 2592000")
+        for name in ("max_age_s", "max_issue_age_s"):
+            if not 1 <= getattr(self, name) <= 30 * 86400:
+                raise _refuse(f"collateral.{name}", getattr(self, name), "1 to 2592000")
         if self.min_tcb_eval < 1:
             raise _refuse("collateral.min_tcb_eval", self.min_tcb_eval, "at least 1")
 

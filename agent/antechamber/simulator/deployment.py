@@ -173,7 +173,7 @@ class Deployment:
         return {
             "version": 1,
             "anchors": anchors,
-            "collateral": {"signer": signer, "max_age_s": 86400, "min_tcb_eval": 17},
+            "collateral": {"signer": signer, "max_age_s": 86400, "max_issue_age_s": 2592000, "min_tcb_eval": 17},
             "tdx": {
                 "mr_td": [reference["mr_td"]],
                 "rtmr0": [reference["rtmr0"]],

@@ -92,7 +92,8 @@ class Guest:
         rules = {
             "version": 1,
             "anchors": {"intel": self.machine.intel.root_pem, "nvidia": self.machine.nvidia.root_pem},
-            "collateral": {"signer": base64.b64encode(public).decode(), "max_age_s": 86400, "min_tcb_eval": 1},
+            "collateral": {"signer": base64.b64encode(public).decode(),
+                           "max_age_s": 86400, "max_issue_age_s": 2592000, "min_tcb_eval": 1},
             "tdx": {**registers, **zero, "tcb_status": ["UpToDate"], "advisories": [], **tdx},
             "events": {n: [self.contents[n]] for n in ("config", "init-data", "engine", "model", "gpu")},
             "gpu": {

@@ -94,6 +94,7 @@ _OTHER = ("99" * 48,)
         ("tdx", {"xfam": ("00" * 8,)}, "appraisal.xfam"),
         ("tdx", {"tcb_status": ("OutOfDate",)}, "appraisal.tcb-status"),
         ("collateral", {"min_tcb_eval": 1000}, "appraisal.tcb-eval"),
+        ("collateral", {"max_issue_age_s": 86_399}, "appraisal.issue-age"),
         ("events", {"config": ("sha384:" + "99" * 48,)}, "appraisal.event-config"),
         ("events", {"init-data": ("sha384:" + "99" * 48,)}, "appraisal.event-init-data"),
         ("events", {"engine": ("sha384:" + "99" * 48,)}, "appraisal.event-engine"),

@@ -16,7 +16,12 @@ from antechamber.evidence.policy import load_policy
 POLICY: dict[str, Any] = {
     "version": 1,
     "anchors": {"intel": "intel", "nvidia": "nvidia"},
-    "collateral": {"signer": base64.b64encode(bytes(32)).decode(), "max_age_s": 3600, "min_tcb_eval": 17},
+    "collateral": {
+        "signer": base64.b64encode(bytes(32)).decode(),
+        "max_age_s": 3600,
+        "max_issue_age_s": 604800,
+        "min_tcb_eval": 17,
+    },
     "tdx": {
         "mr_td": ["11" * 48],
         "rtmr0": "unpinned",
@@ -127,6 +132,8 @@ def test_policy_refuses_when_a_key_is_missing(path: tuple[str, ...]) -> None:
         ("events", "another", "unpinned"),
         ("collateral", "signer", "AAAA"),
         ("collateral", "max_age_s", 0),
+        ("collateral", "max_issue_age_s", 0),
+        ("collateral", "max_issue_age_s", 31 * 86400),
         ("collateral", "min_tcb_eval", 0),
         ("gpu", "count", 0),
         ("gpu", "modes", []),
