@@ -218,7 +218,7 @@ def test_quote_is_refused_when_the_collateral_does_not_hold(case: str) -> None:
         (NOW + 31 * 86_400, "collateral.expired"),
         (NOW - 2 * 86_400, "collateral.early"),
         (0, "collateral.early"),
-        (-1, "quote.refused"),
+        (-1, "collateral.early"),
     ],
 )
 def test_quote_is_refused_when_the_time_is_outside_the_collateral(now: int, code: str) -> None:
