@@ -27,6 +27,7 @@ _TCB_SIGNER = frozenset({"Intel SGX TCB Signing"})
 
 # dcap-qvl's errors are untyped text: the first line that occurs decides the code.
 _REASONS = (
+    ("QE report validation failed", "quote.qe-identity"),  # its debug mode, before the TD's
     ("Debug mode is enabled", "tdx.debug"),
     ("TD profiling is enabled", "tdx.profiling"),
     ("TD migration is enabled", "tdx.migratable"),
@@ -44,6 +45,7 @@ _REASONS = (
     ("ISV enclave report signature", "quote.signature"),
     ("qe_report in quote", "quote.signature"),
     ("QE report hash mismatch", "quote.signature"),
+    ("below minimum required", "quote.tcb-level"),
     ("QE MRSIGNER mismatch", "quote.qe-identity"),
     ("QE ISVPRODID mismatch", "quote.qe-identity"),
     ("QE MISCSELECT mismatch", "quote.qe-identity"),

@@ -28,6 +28,8 @@ XFAM = (0x0602E7).to_bytes(8, "little")  # as on bare metal with AMX
 MR_SEAM = hashlib.sha384(b"simulated TDX module").digest()
 _QE_SIGNER = hashlib.sha256(b"simulated TD QE signer").digest()
 _QE_SVN = 4
+_QE_ATTRIBUTES = bytes.fromhex("1500000000000000e700000000000000")
+_QE_IDENTITY_ATTRIBUTES = bytes.fromhex("11000000000000000000000000000000")
 _MODULE_SVN = 5
 _AUTH = bytes(range(32))  # QE authentication data: dcap-qvl takes exactly 32 bytes
 _SGX_REPORT = struct.Struct("<16sI28s16s32s32s32s96sHH60s64s")
@@ -50,7 +52,33 @@ class CollateralKnobs(TypedDict, total=False):
     pce_id: str
     revoke_pck: bool
     revoke_pck_ca: bool
-    tcb_signer: Literal["tcb", "pck"]  # pck: a leaf that may not sign collateral
+    tcb_signer: Literal["tcb", "pck", "pck-ca", "root", "under-pck-ca"]  # the last: the right name, another issuer
+    qe_product: int  # the expected ISVPRODID
+    qe_signer: bytes  # the expected MRSIGNER
+    qe_misc: int  # the expected MISCSELECT
+    qe_attributes: bytes  # expected, 16 bytes
+    modules: Sequence[str]  # ids of the TDX module identities
+    newer_svn: int  # of a module that is UpToDate, and makes the healthy one OutOfDate
+
+
+class QuoteKnobs(TypedDict, total=False):
+    """What a test may turn in a quote, which is well signed all the same. Each default is the healthy value."""
+
+    version: int
+    key_type: int
+    tee_type: int
+    vendor: bytes  # 16
+    qe_signer: bytes
+    qe_product: int
+    qe_misc: int
+    qe_attributes: bytes
+    qe_svn: int
+    qe_binding: bytes  # of attestation key and authentication data, 32 bytes
+    auth: bytes
+    certification: int  # 6: a QE report and what certifies it
+    chain_type: int  # 5: PEM
+    attestation_signer: ec.EllipticCurvePrivateKey
+    qe_report_signer: ec.EllipticCurvePrivateKey
 
 
 class IntelPki:
@@ -86,12 +114,7 @@ class IntelPki:
         issued, until = _validity(knobs.get("now", self.now), knobs.get("days", 30))
         window = Window(issued, until)
         tcb_info, qe_identity = self._tcb_info(window, knobs), self._qe_identity(window, knobs)
-        signer = self._pck if knobs.get("tcb_signer") == "pck" else self._tcb
-        chain = (
-            pem(self._pck.certificate) + self._pck_ca_chain
-            if signer is self._pck
-            else pem(signer.certificate) + self.root_pem
-        )
+        signer, chain = self._collateral_signer(knobs.get("tcb_signer", "tcb"))
         revoked_ca = [self._pck_ca.certificate.serial_number] if knobs.get("revoke_pck_ca") else []
         revoked_pck = [self._pck.certificate.serial_number] if knobs.get("revoke_pck") else []
         return {
@@ -106,11 +129,20 @@ class IntelPki:
             "qe_identity_signature": _sign(signer.key, qe_identity.encode()).hex(),
         }
 
-    def quote_v4(self, body: bytes) -> bytes:
+    def _collateral_signer(self, who: str) -> tuple[Issued, str]:
+        """And its chain."""
+        if who == "under-pck-ca":
+            signer = self._issue("Intel SGX TCB Signing", self._pck_ca)
+            return signer, pem(signer.certificate) + self._pck_ca_chain
+        signer = {"tcb": self._tcb, "pck": self._pck, "pck-ca": self._pck_ca, "root": self._root}[who]
+        above = {"pck": self._pck_ca_chain, "root": ""}.get(who, self.root_pem)
+        return signer, pem(signer.certificate) + above
+
+    def quote_v4(self, body: bytes, **knobs: Unpack[QuoteKnobs]) -> bytes:
         """A version 4 quote over a TD 1.0 body (584 bytes)."""
         if len(body) != 584:
             raise ValueError(f"a version 4 body has 584 bytes, not {len(body)}")
-        return self._finish(_header(4) + body)
+        return self._finish(_header(4, knobs) + body, knobs)
 
     def quote_v5(
         self,
@@ -128,7 +160,7 @@ class IntelPki:
             body += (body[:16] if svn2 is None else svn2) + mr_servicetd
         if body_type == 4:
             body += extra
-        return self._finish(_header(5) + _TYPE_AND_SIZE.pack(body_type, len(body)) + body)
+        return self._finish(_header(5, {}) + _TYPE_AND_SIZE.pack(body_type, len(body)) + body, {})
 
     # -- keys and certificates
 
@@ -172,20 +204,22 @@ class IntelPki:
     # -- collateral
 
     def _tcb_info(self, window: Window, knobs: CollateralKnobs) -> str:
-        tcb = {
-            "sgxtcbcomponents": [{"svn": n} for n in self.platform.cpu_svn],
-            "pcesvn": self.platform.pce_svn,
-            "tdxtcbcomponents": [{"svn": n} for n in knobs.get("tdx_svn", [_MODULE_SVN, 0, 3, *[0] * 13])],
-        }
-        level = {"tcb": tcb, "tcbDate": _iso(window.start), "tcbStatus": knobs.get("tcb_status", "UpToDate")}
-        if advisories := knobs.get("advisories"):
-            level["advisoryIDs"] = list(advisories)
+        svns = [_MODULE_SVN] if "newer_svn" not in knobs else [knobs["newer_svn"], _MODULE_SVN]
+        levels, module_levels = [], []
+        for svn in svns:
+            status = "OutOfDate" if svn != svns[0] else "UpToDate"
+            tcb = {
+                "sgxtcbcomponents": [{"svn": n} for n in self.platform.cpu_svn],
+                "pcesvn": self.platform.pce_svn,
+                "tdxtcbcomponents": [{"svn": n} for n in knobs.get("tdx_svn", [svn, 0, 3, *[0] * 13])],
+            }
+            level = {"tcb": tcb, "tcbDate": _iso(window.start), "tcbStatus": knobs.get("tcb_status", status)}
+            if advisories := knobs.get("advisories"):
+                level["advisoryIDs"] = list(advisories)
+            levels.append(level)
+            module_status = knobs.get("module_status", status)
+            module_levels.append({"tcb": {"isvsvn": svn}, "tcbDate": _iso(window.start), "tcbStatus": module_status})
         module = {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8}
-        module_level = {
-            "tcb": {"isvsvn": _MODULE_SVN},
-            "tcbDate": _iso(window.start),
-            "tcbStatus": knobs.get("module_status", "UpToDate"),
-        }
         return _json(
             {
                 "id": "TDX",
@@ -197,8 +231,10 @@ class IntelPki:
                 "tcbType": 0,
                 "tcbEvaluationDataNumber": knobs.get("eval_number", 20),
                 "tdxModule": module,
-                "tdxModuleIdentities": [{"id": "TDX_01", **module, "tcbLevels": [module_level]}],
-                "tcbLevels": [level],
+                "tdxModuleIdentities": [
+                    {"id": name, **module, "tcbLevels": module_levels} for name in knobs.get("modules", ["TDX_01"])
+                ],
+                "tcbLevels": levels,
             }
         )
 
@@ -215,35 +251,49 @@ class IntelPki:
                 "issueDate": _iso(window.start),
                 "nextUpdate": _iso(window.end),
                 "tcbEvaluationDataNumber": knobs.get("eval_number", 20),
-                "miscselect": "00000000",
+                "miscselect": knobs.get("qe_misc", 0).to_bytes(4, "little").hex().upper(),
                 "miscselectMask": "FFFFFFFF",
-                "attributes": "11000000000000000000000000000000",
+                "attributes": knobs.get("qe_attributes", _QE_IDENTITY_ATTRIBUTES).hex().upper(),
                 "attributesMask": "FBFFFFFFFFFFFFFF0000000000000000",
-                "mrsigner": _QE_SIGNER.hex().upper(),
-                "isvprodid": 2,
+                "mrsigner": knobs.get("qe_signer", _QE_SIGNER).hex().upper(),
+                "isvprodid": knobs.get("qe_product", 2),
                 "tcbLevels": [level],
             }
         )
 
     # -- quotes
 
-    def _finish(self, signed: bytes) -> bytes:
-        data = self._signature_data(signed)
+    def _finish(self, signed: bytes, knobs: QuoteKnobs) -> bytes:
+        data = self._signature_data(signed, knobs)
         return signed + struct.pack("<I", len(data)) + data
 
-    def _signature_data(self, signed: bytes) -> bytes:
+    def _signature_data(self, signed: bytes, knobs: QuoteKnobs) -> bytes:
         public = self._attestation_key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)[1:]
-        report = self._qe_report(hashlib.sha256(public + _AUTH).digest())
+        auth = knobs.get("auth", _AUTH)
+        report = self._qe_report(knobs.get("qe_binding", hashlib.sha256(public + auth).digest()), knobs)
         chain = (pem(self._pck.certificate) + self._pck_ca_chain).encode() + b"\0"
-        certified = report + _sign(self._pck.key, report) + struct.pack("<H", len(_AUTH)) + _AUTH
-        certified += _TYPE_AND_SIZE.pack(5, len(chain)) + chain
-        return _sign(self._attestation_key, signed) + public + _TYPE_AND_SIZE.pack(6, len(certified)) + certified
+        certified = report + _sign(knobs.get("qe_report_signer", self._pck.key), report)
+        certified += (
+            struct.pack("<H", len(auth)) + auth + _TYPE_AND_SIZE.pack(knobs.get("chain_type", 5), len(chain)) + chain
+        )
+        signature = _sign(knobs.get("attestation_signer", self._attestation_key), signed)
+        return signature + public + _TYPE_AND_SIZE.pack(knobs.get("certification", 6), len(certified)) + certified
 
-    def _qe_report(self, binding: bytes) -> bytes:
-        attributes = bytes.fromhex("1500000000000000e700000000000000")
+    def _qe_report(self, binding: bytes, knobs: QuoteKnobs) -> bytes:
         enclave = hashlib.sha256(b"simulated TD QE").digest()
         return _SGX_REPORT.pack(
-            self.platform.cpu_svn, 0, b"", attributes, enclave, b"", _QE_SIGNER, b"", 2, _QE_SVN, b"", binding
+            self.platform.cpu_svn,
+            knobs.get("qe_misc", 0),
+            b"",
+            knobs.get("qe_attributes", _QE_ATTRIBUTES),
+            enclave,
+            b"",
+            knobs.get("qe_signer", _QE_SIGNER),
+            b"",
+            knobs.get("qe_product", 2),
+            knobs.get("qe_svn", _QE_SVN),
+            b"",
+            binding,
         )
 
 
@@ -284,8 +334,16 @@ def td_body(
     return body
 
 
-def _header(version: int) -> bytes:
-    return struct.pack("<HHI4s16s20s", version, 2, 0x81, b"", QE_VENDOR, b"simulated QE")
+def _header(version: int, knobs: QuoteKnobs) -> bytes:
+    return struct.pack(
+        "<HHI4s16s20s",
+        knobs.get("version", version),
+        knobs.get("key_type", 2),
+        knobs.get("tee_type", 0x81),
+        b"",
+        knobs.get("vendor", QE_VENDOR),
+        b"simulated QE",
+    )
 
 
 def _sign(key: ec.EllipticCurvePrivateKey, data: bytes) -> bytes:
