@@ -125,9 +125,11 @@ def test_two_requests_at_once_get_one_key(rig: Rig) -> None:
 def test_session_that_never_attested_gets_nothing(rig: Rig) -> None:
     guest, kbs = rig.guest(), rig.kbs()
     kbs.challenge()
-    refused(lambda: kbs.release(MODEL_KEY), "broker.resource", "session.unattested")
-    refused(lambda: kbs.certify(guest.request()), "broker.denied", "session.unattested")
-    refused(kbs.lease, "broker.denied", "session.unattested")
+    for ask in (lambda: kbs.release(MODEL_KEY), lambda: kbs.certify(guest.request()), kbs.lease):
+        with pytest.raises(BrokerUnreachable) as error:  # TokenNotFound: no verdict on the guest, and nothing released
+            ask()
+        assert error.value.code == "broker.session"
+        assert "TokenNotFound: Attestation Token not found: session.unattested" in error.value.detail
 
 
 def test_guessed_session_is_refused(rig: Rig) -> None:

@@ -1,6 +1,7 @@
 """Stages 8 and 10: prove the machine to the broker, take what the proof earns, unlock the model."""
 
 import ipaddress
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from antechamber import log
 from antechamber.boot.identity import Challenge, Identity
 from antechamber.boot.measure import Capped, GpuVerdict, Measured
 from antechamber.boot.settings import Settings
-from antechamber.errors import BrokerDenied
+from antechamber.errors import AppraisalRefused, BrokerDenied, BrokerUnreachable
 from antechamber.evidence import tdx
 from antechamber.evidence.composite import CompositeEvidence, report_data
 from antechamber.model.store import Model, unlock
@@ -22,7 +23,10 @@ from antechamber.ports import HostProbe, KeyBroker, QuoteSource
 from antechamber.secret import Secret
 
 MODEL_DIRECTORY = "model"  # in runtime_dir
+HANDSHAKES = 3  # at most, in one boot
 NOT_YET = "antechamber"  # subject of the request; the broker names the certificate by its own rule
+
+Handshake = tuple[Challenge, GpuVerdict]  # a session, and what the GPUs proved over its nonce
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +42,40 @@ def release(
     settings: Settings,
     quotes: QuoteSource,
     broker: KeyBroker,
-    asked: Challenge,
-    verdict: GpuVerdict,
+    first: Handshake,
+    again: Callable[[], Handshake],
     measured: Measured,
     keys: Identity,
 ) -> Released:
     """Composite Evidence in; first the certificate, then the model key, which spends the session.
 
-    Raises HardwareUnavailable `tsm.*`, AppraisalRefused `tdx.*`, BrokerDenied.
+    A broker that lost the session has said nothing of this guest: `again` then opens another, at most twice. Evidence
+    that is refused is never sent again. Source: KBS protocol 0.4.0, 401 to a GET.
+    Raises HardwareUnavailable `tsm.*`, AppraisalRefused `tdx.*`, `gpu.changed`, BrokerUnreachable, BrokerDenied.
     """
+    handshake, left = first, HANDSHAKES
+    while True:
+        left -= 1
+        try:
+            return _release(settings, quotes, broker, handshake, measured, keys)
+        except BrokerUnreachable as e:
+            if e.code != "broker.session" or left == 0:
+                raise
+            log.event("session.lost", level=logging.WARNING, handshakes_left=left)
+        handshake = again()
+        if handshake[1].event != measured.gpu_event:
+            raise AppraisalRefused("gpu.changed", "not the GPUs that this boot measured", hint="boot the guest again")
+
+
+def _release(
+    settings: Settings,
+    quotes: QuoteSource,
+    broker: KeyBroker,
+    handshake: Handshake,
+    measured: Measured,
+    keys: Identity,
+) -> Released:
+    asked, verdict = handshake
     bound = report_data(asked.nonce, keys.tee.public_jwk, verdict.additional)
     quote = tdx.Quote.parse(quotes.quote(bound))
     tdx.require_production(quote.body)  # no key is asked for with a TD that its host can read

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from antechamber import log
-from antechamber.boot.attest import MODEL_DIRECTORY, release, unlock_model
+from antechamber.boot.attest import MODEL_DIRECTORY, Handshake, release, unlock_model
 from antechamber.boot.attestor import Attestor, Public
 from antechamber.boot.ending import Undo
 from antechamber.boot.identity import Identity, challenge, collateral, identity
@@ -68,14 +68,18 @@ def boot(path: str, adapters: Adapters, undo: Undo) -> Booted:
     broker = adapters.broker(settings.config.broker)
     clock = collateral(settings, platform, broker)  # 3
     keys = identity(adapters.new_tee_key)  # 4
-    asked = challenge(broker, keys, clock)  # 5
-    verdict = gpus(settings, platform, hw.gpus, asked, clock)  # 6
+
+    def handshake() -> Handshake:
+        asked = challenge(broker, keys, clock)  # 5
+        return asked, gpus(settings, platform, hw.gpus, asked, clock)  # 6
+
+    first = handshake()
     engine = plan(settings.config)
     runtime_dir = _runtime_dir(settings)
     undo.push("event log", lambda: (runtime_dir / "eventlog").unlink(missing_ok=True))
     runtime = RuntimeLog(hw.measurements, runtime_dir / "eventlog")
-    measured = measure(settings, runtime, engine.event, verdict, keys)  # 7
-    released = release(settings, hw.quotes, broker, asked, verdict, measured, keys)  # 8
+    measured = measure(settings, runtime, engine.event, first[1], keys)  # 7
+    released = release(settings, hw.quotes, broker, first, handshake, measured, keys)  # 8
     undo.push("model key", released.key.destroy)
     capped = cap(measured, released, keys)  # 9
     undo.push("report", lambda: _report(runtime_dir / MODEL_DIRECTORY))

@@ -90,7 +90,7 @@ class Broker:
         """
         session = self.session(trail, Credentials(session_id, None))  # 1
         if session.state == "spent":
-            session.require()
+            session.require(self.clock())
         if session.attested is not None:
             return session.attested.token
         sent = Attestation.parse(body)
@@ -138,7 +138,7 @@ class Broker:
         Raises BrokerDenied `session.*`, `rules.*`, AppraisalRefused, MalformedEvidence `kbs.path`, NotFound.
         """
         session = self.session(trail, credentials)
-        attested = session.require()
+        attested = session.require(self.clock())
         path = parse_path(path)
         rule = self.loaded(trail).rules.require_resource(path, attested.verified)
         secret = self.store.get(path)
@@ -157,7 +157,7 @@ class Broker:
 
         Raises BrokerDenied `session.*`, `rules.*`, `certificate.*`, AppraisalRefused, MalformedEvidence.
         """
-        attested = self.session(trail, credentials).require()
+        attested = self.session(trail, credentials).require(self.clock())
         rule = self.loaded(trail).rules.require_certificate(attested.verified)
         chain = self.guests.certify(request_der, tls=self._tls(attested.verified), names=rule.names, now=self.clock())
         self.record(trail, "certified", detail=self._tls(attested.verified))
@@ -165,7 +165,7 @@ class Broker:
 
     def lease(self, trail: Trail, credentials: Credentials) -> bytes:
         """Leave to go on serving: JSON. Raises BrokerDenied `session.*`, `rules.*`, AppraisalRefused."""
-        attested = self.session(trail, credentials).require()
+        attested = self.session(trail, credentials).require(self.clock())
         rules = self.loaded(trail).rules
         rules.require_lease(attested.verified)
         self.history.lease(self._tls(attested.verified), rules.resources, self.clock())

@@ -33,6 +33,8 @@ _REGISTERS = (
     "mr_seam", "mrsigner_seam", "seam_attributes", "td_attributes", "xfam", "mr_td", "mr_config_id", "mr_owner",
     "mr_owner_config", "report_data",
 )  # fmt: skip
+# Source: Intel TDX Module ABI, TD_ATTRIBUTES; the names are Trustee's.
+_ATTRIBUTES = {"debug": 0, "septve_disable": 28, "protection_keys": 30, "key_locker": 31, "perfmon": 63}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -111,7 +113,7 @@ def _tdx(verified: VerifiedEvidence) -> dict[str, Any]:
     tdx = verified.tdx
     return {
         "quote": _quote(verified.quote),
-        "td_attributes": {"debug": verified.quote.body.debug, "septve_disable": verified.quote.body.sept_ve_disable},
+        "td_attributes": {name: bool(verified.quote.body.attributes >> bit & 1) for name, bit in _ATTRIBUTES.items()},
         "uefi_event_logs": [_event(e) for e in verified.events],  # RTMR3's: all others would not fit a header
         "tcb_status": tdx.tcb_status,
         "advisory_ids": list(tdx.advisory_ids),
@@ -131,10 +133,15 @@ def _quote(quote: Quote) -> dict[str, Any]:
         "version": quote.raw[:2].hex(),
         "att_key_type": quote.raw[2:4].hex(),
         "tee_type": quote.raw[4:8].hex(),
+        "reserved": quote.raw[8:12].hex(),
         "vendor_id": quote.raw[12:28].hex(),
         "user_data": quote.user_data.hex(),
     }
-    return {"header": header, "body": registers | {"tcb_svn": body.tee_tcb_svn.hex()}}
+    registers["tcb_svn"] = body.tee_tcb_svn.hex()
+    if body.tee_tcb_svn2 is not None and body.mr_servicetd is not None:
+        registers |= {"tee_tcb_svn2": body.tee_tcb_svn2.hex(), "mr_servicetd": body.mr_servicetd.hex()}
+    found: dict[str, Any] = {"header": header, "body": registers}
+    return found if quote.version == 4 else found | {"type": quote.raw[48:50].hex(), "size": quote.raw[50:54].hex()}
 
 
 def _event(event: AaelEvent) -> dict[str, Any]:

@@ -13,18 +13,21 @@ from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from antechamber.broker import kem
 from antechamber.broker.messages import Response, b64url, parse_pubkey, unb64url
 from antechamber.errors import BrokerDenied, MalformedEvidence
 from antechamber.secret import Secret
 
 ECDH = "ECDH-ES+A256KW"
 OAEP = "RSA-OAEP-256"
+_PARAMETER = {ECDH: "epk", kem.KEM: "ek"}  # what each algorithm adds to the header
 _CURVES: dict[str, type[ec.EllipticCurve]] = {"P-256": ec.SECP256R1, "P-521": ec.SECP521R1}
 _NAMES = {"secp256r1": "P-256", "secp521r1": "P-521"}
 # RFC 7518, 4.6.2: AlgorithmID, empty PartyUInfo and PartyVInfo, SuppPubInfo = 256 bits.
@@ -58,9 +61,9 @@ def _load_point(crv: str, x: bytes, y: bytes) -> ec.EllipticCurvePublicKey:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TeeKey:
-    """The guest's key for the broker's answers: EC P-256 as generated; P-521 and RSA as other clients have them."""
+    """The guest's key for the broker's answers: EC P-256 as generated; the others as other clients have them."""
 
-    private: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+    private: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | MLKEM768PrivateKey
 
     @classmethod
     def generate(cls) -> "TeeKey":
@@ -70,17 +73,19 @@ class TeeKey:
     def from_pem(cls, pem: bytes) -> "TeeKey":
         """Raises BrokerDenied `broker.jwe` for a key of another kind."""
         key = load_pem_private_key(pem, None)
-        if isinstance(key, rsa.RSAPrivateKey) or (
+        if isinstance(key, rsa.RSAPrivateKey | MLKEM768PrivateKey) or (
             isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _NAMES
         ):
             return cls(key)
-        raise _refuse("the TEE key is neither EC P-256, EC P-521 nor RSA")
+        raise _refuse("the TEE key is neither EC P-256, EC P-521, RSA nor ML-KEM-768")
 
     @property
     def public_jwk(self) -> dict[str, str]:
         """`tee-pubkey`, with exactly the members that the protocol hashes."""
         if isinstance(self.private, ec.EllipticCurvePrivateKey):
             return {"alg": ECDH, **_point(self.private.public_key())}
+        if isinstance(self.private, MLKEM768PrivateKey):
+            return {"alg": kem.KEM, "kty": "AKP", "pub": b64url(self.private.public_key().public_bytes_raw())}
         numbers = self.private.public_key().public_numbers()
         n, e = (b64url(v.to_bytes((v.bit_length() + 7) // 8, "big")) for v in (numbers.n, numbers.e))
         return {"alg": OAEP, "kty": "RSA", "n": n, "e": e}
@@ -109,11 +114,13 @@ class TeeKey:
         alg, allowed = header.get("alg"), self.public_jwk["alg"]
         if alg != allowed or header.get("enc") != "A256GCM":
             raise _refuse(f"sealed with {str(alg)[:32]}, {str(header.get('enc'))[:32]}, not {allowed}, A256GCM")
-        extra = set(header) - {"alg", "enc", "epk"}
+        extra = set(header) - {"alg", "enc", _PARAMETER.get(allowed)}
         if extra:  # `zip`, `crit`, `apu`: none is in the protocol, and each would change what is computed
             raise _refuse(f"header has {', '.join(map(ascii, sorted(extra)))[:60]}")
         if isinstance(self.private, rsa.RSAPrivateKey):
             return self.private.decrypt(wrapped, _oaep())
+        if isinstance(self.private, MLKEM768PrivateKey):
+            return aes_key_unwrap(kem.decapsulate(self.private, unb64url(header.get("ek"), "ek")), wrapped)
         return aes_key_unwrap(_kek(self.private, self._ephemeral(header.get("epk"))), wrapped)
 
     def _ephemeral(self, epk: object) -> ec.EllipticCurvePublicKey:
@@ -128,23 +135,30 @@ class TeeKey:
 
 
 def seal(jwk: Mapping[str, str], plaintext: bytes) -> bytes:
-    """Seal to a `tee-pubkey`. Header order: alg, enc, epk {crv, kty, x, y}; compact; no other order ever.
+    """Seal to a `tee-pubkey`. Header order: alg, enc, then epk {crv, kty, x, y} or ek; compact; no other order ever.
 
-    CoCo clients rebuild the AAD from the parsed header in that order. Raises MalformedEvidence `kbs.pubkey`.
+    CoCo clients rebuild the AAD from the parsed header in that order.
+    Raises MalformedEvidence `kbs.pubkey`, ConfigError `install.pycryptodome`.
     """
     key, cek, iv = parse_pubkey(dict(jwk)), AESGCM.generate_key(256), urandom(12)
-    header: dict[str, object] = {"alg": key["alg"], "enc": "A256GCM"}
     try:
-        if key["kty"] == "EC":
-            public = _load_point(key["crv"], unb64url(key["x"], "x"), unb64url(key["y"], "y"))
-            ephemeral = ec.generate_private_key(public.curve)
-            header["epk"] = _point(ephemeral.public_key())
-            wrapped = aes_key_wrap(_kek(ephemeral, public), cek)
-        else:
-            n, e = (int.from_bytes(unb64url(key[name], name), "big") for name in ("n", "e"))
-            wrapped = rsa.RSAPublicNumbers(e, n).public_key().encrypt(cek, _oaep())
+        parameters, wrapped = _wrap(key, cek)
     except ValueError as e:
         raise MalformedEvidence("kbs.pubkey", "tee-pubkey is not a valid key", hint="send a fresh key") from e
+    header = {"alg": key["alg"], "enc": "A256GCM"} | parameters
     protected = b64url(json.dumps(header, separators=(",", ":")).encode())
     sealed = AESGCM(cek).encrypt(iv, plaintext, protected.encode())
     return Response(protected, wrapped, iv, sealed[:-16], sealed[-16:]).build()
+
+
+def _wrap(key: Mapping[str, str], cek: bytes) -> tuple[dict[str, Any], bytes]:
+    """What the header says of it, and the wrapped content key. Raises ValueError for an invalid key."""
+    if key["kty"] == "AKP":
+        kek, ciphertext = kem.encapsulate(unb64url(key["pub"], "pub"))
+        return {"ek": b64url(ciphertext)}, aes_key_wrap(kek, cek)
+    if key["kty"] == "EC":
+        public = _load_point(key["crv"], unb64url(key["x"], "x"), unb64url(key["y"], "y"))
+        ephemeral = ec.generate_private_key(public.curve)
+        return {"epk": _point(ephemeral.public_key())}, aes_key_wrap(_kek(ephemeral, public), cek)
+    n, e = (int.from_bytes(unb64url(key[name], name), "big") for name in ("n", "e"))
+    return {}, rsa.RSAPublicNumbers(e, n).public_key().encrypt(cek, _oaep())

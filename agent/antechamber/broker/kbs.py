@@ -112,10 +112,10 @@ _HINTS: Mapping[str, str] = {
     "broker.resource": "does the broker hold this resource, and do its rules release it to this guest now?",
     "broker.denied": "the broker's audit log has the reason",
 }
-# What our broker says of a session that it does not have. Trustee says so of a GET alone: its answer to /attest, 401
-# "RCAR handshake Attest failed" without a cause, is the same for a lost session and for Evidence that it refuses.
+# What our broker says of a session that it does not have, or whose token is over. Trustee says so of a GET alone, and
+# without a cause: its answer to /attest is the same for a lost session and for Evidence that it refuses.
 _LOST = re.compile(r"Attestation error: RCAR handshake Attest failed: session\.(unknown|none): ")
-_LOST_LATER = re.compile(r"Token Verifier error: session\.unknown: ")
+_LOST_LATER = re.compile(r"Token Verifier error(: session\.(unknown|expired): |\Z)")
 
 
 def deny(answer: Answer, code: str) -> NoReturn:

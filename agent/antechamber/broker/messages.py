@@ -26,7 +26,7 @@ MAX_RESPONSE = 1 << 20  # bytes, a JWE
 MAX_CHALLENGE = 16 << 10  # bytes
 ERROR_URL = "https://github.com/confidential-containers/kbs/errors/"
 
-_PUBKEY_MEMBERS = {"EC": {"kty", "crv", "alg", "x", "y"}, "RSA": {"kty", "alg", "n", "e"}}
+_PUBKEY_MEMBERS = {"EC": {"kty", "crv", "alg", "x", "y"}, "RSA": {"kty", "alg", "n", "e"}, "AKP": {"kty", "alg", "pub"}}
 _COORDINATE = {"P-256": 32, "P-521": 66}  # bytes
 _RESOURCE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*){2}\Z")
 _NONCE = re.compile(r"[A-Za-z0-9+/]{43}=\Z")
@@ -131,11 +131,14 @@ def parse_pubkey(value: object) -> dict[str, str]:
         raise _malformed("kbs.pubkey", "tee-pubkey is not an object of texts")
     members = _PUBKEY_MEMBERS.get(value.get("kty", ""))
     if members is None:
-        raise _malformed("kbs.pubkey", f"kty is {str(value.get('kty'))[:16]!r}, not EC or RSA")
+        raise _malformed("kbs.pubkey", f"kty is {str(value.get('kty'))[:16]!r}, not EC, RSA or AKP")
     if wrong := sorted(set(value) ^ members):
         raise _malformed("kbs.pubkey", f"members missing or not allowed: {_names(wrong)}")
     if value["kty"] == "EC":
         _parse_point(value)
+    elif value["kty"] == "AKP":
+        if value["alg"] != "ML-KEM-768+A192KW" or len(unb64url(value["pub"], "pub")) != 1184:
+            raise _malformed("kbs.pubkey", "not ML-KEM-768+A192KW with a key of 1184 bytes")
     elif value["alg"] != "RSA-OAEP-256":
         raise _malformed("kbs.pubkey", f"alg is {value['alg'][:32]!r}, not RSA-OAEP-256")
     elif not 256 <= len(unb64url(value["n"], "n")) <= 1024 or len(unb64url(value["e"], "e")) > 8:

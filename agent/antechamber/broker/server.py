@@ -5,6 +5,7 @@ ours) is 503: a guest then goes on for as long as its last good verdict carries 
 """
 
 import asyncio
+import json
 import logging
 import ssl
 from collections import Counter
@@ -52,11 +53,12 @@ _ASKED_WRONGLY = frozenset({"collateral.nonce", "broker.resource-size"})  # in f
 # A refusal's family, or its whole code, to the protocol's variant and the words that its clients know.
 _VARIANTS = {
     "session.none": ("TokenNotFound", "Attestation Token not found"),
+    "session.unknown": ("TokenNotFound", "Attestation Token not found"),
+    "session.unattested": ("TokenNotFound", "Attestation Token not found"),
     "session": ("TokenVerifierError", "Token Verifier error"),
     "ear": ("TokenVerifierError", "Token Verifier error"),
     "rules": ("PolicyDeny", "Access denied by policy"),
     "appraisal": ("PolicyDeny", "Access denied by policy"),
-    "admin": ("AdminAuthAccess", "admin access denied"),
     "policy": ("PolicyEngineError", "Policy engine error"),
 }
 
@@ -72,8 +74,12 @@ def build_app(broker: Broker) -> web.Application:
         web.get(PREFIX + "/resource/{path:.*}", server.release),
         web.post(PREFIX + "/resource/{path:.*}", server.put),
         web.delete(PREFIX + "/resource/{path:.*}", server.delete),
+        web.put(PREFIX + "/resource/{path:.*}", server.no_such_method),
         web.post(PREFIX + "/attestation-policy", server.policy),
         web.post(PREFIX + "/resource-policy", server.policy),
+        web.get(PREFIX + "/resource-policy", server.policies),
+        web.post(PREFIX + "/reference-value", server.policy),
+        web.get(PREFIX + "/reference-value/{id:.*}", server.policy),
         web.get(PREFIX + "/external/antechamber/collateral", server.collateral),
         web.post(PREFIX + "/external/antechamber/certificate", server.certify),
         web.get(PREFIX + "/external/antechamber/lease", server.lease),
@@ -179,8 +185,17 @@ class _Server:
         await _in_thread(self._broker.delete, request[_TRAIL], _bearer(request), path)
         return web.Response(content_type="text/xml")
 
+    async def no_such_method(self, request: web.Request) -> web.Response:
+        raise MalformedEvidence("kbs.method", f"{request.method} of a resource", hint="GET, POST or DELETE it")
+
+    async def policies(self, request: web.Request) -> web.Response:
+        """Names of the policies that are loaded: Trustee lists ids here."""
+        self._broker.admins.require(_bearer(request), self._broker.clock())
+        names = sorted(self._broker.loaded(request[_TRAIL]).rules.policies)
+        return web.Response(body=json.dumps(names).encode(), content_type=_JSON)
+
     async def policy(self, request: web.Request) -> web.Response:
-        """Policies are a file at this broker, reviewed like code: no network request changes them."""
+        """Policies and Reference Values are a file at this broker, reviewed like code: no request changes them."""
         self._broker.admins.require(_bearer(request), self._broker.clock())
         raise BrokerDenied("policy.file", "this broker's policy is its YAML file", hint="edit the file")
 
@@ -239,6 +254,10 @@ def _said(path: str, error: AgentError) -> ErrorInformation:
         return ErrorInformation("AttestationError", f"Attestation error: RCAR handshake Auth failed: {cause}")
     if path == PREFIX + "/attest":
         return ErrorInformation("AttestationError", f"Attestation error: RCAR handshake Attest failed: {cause}")
+    if error.code.startswith("admin."):
+        return ErrorInformation("AdminAuthAccess", f"admin access denied for endpoint {path[:300]}: {cause}")
+    if error.code == "policy.file" and path.startswith(PREFIX + "/reference-value"):
+        return ErrorInformation("RvpsError", f"RVPS configuration failed: {cause}")
     known = _VARIANTS.get(error.code) or _VARIANTS.get(error.code.partition(".")[0])
     variant, words = known or ("PluginInternalError", "Plugin internal error")
     return ErrorInformation(variant, f"{words}: {cause}")

@@ -94,10 +94,16 @@ class Session:
             return "spent"
         return "unattested" if self.attested is None else "attested"
 
-    def require(self) -> Attested:
-        """Raises BrokerDenied `session.unattested`, `session.spent`; AppraisalRefused if no policy vouches for it."""
+    def require(self, now: int) -> Attested:
+        """What it holds, for as long as its token lives: however long sessions last, Evidence is not older.
+
+        Raises BrokerDenied `session.unattested`, `session.spent`, `session.expired`; AppraisalRefused if no policy
+        vouches for it.
+        """
         if self.spent:
             raise _denied("session.spent", "this session, or another of this boot, has released a key, and is over")
+        if self.result is not None and now >= self.result.token_expires:
+            raise _denied("session.expired", "the token of this session is over")
         if isinstance(self.result, Contraindicated):
             raise AppraisalRefused(self.result.code, self.result.detail, hint="compare the Evidence with the policies")
         if self.result is None:
@@ -203,7 +209,7 @@ class Sessions:
         Without this, a second session attested before `released` would get the key again after it.
         """
         with self._lock:  # of two requests at once, one takes it
-            attested = session.require()
+            attested = session.require(now)
             session.spent = True
             if attested.tls is None:
                 return

@@ -131,6 +131,9 @@ LOST = "Attestation error: RCAR handshake Attest failed: session.unknown: no suc
         ("AttestationError", LOST, "broker.session"),
         ("AttestationError", LOST.replace("unknown", "none"), "broker.session"),
         ("TokenVerifierError", "Token Verifier error: session.unknown: no such session", "broker.session"),
+        ("TokenVerifierError", "Token Verifier error: session.expired: over", "broker.session"),
+        ("TokenVerifierError", "Token Verifier error: session.spent: over", "broker.attest"),
+        ("TokenVerifierError", "Token Verifier error", "broker.session"),  # Trustee's words, of a token that is over
         ("TokenNotFound", "Attestation Token not found", "broker.session"),  # Trustee's words
         ("AttestationError", LOST.replace("unknown", "spent"), "broker.attest"),
         ("AttestationError", "Attestation error: RCAR handshake Attest failed", "broker.attest"),  # Trustee's, for all

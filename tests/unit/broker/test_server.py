@@ -165,8 +165,8 @@ def test_init_data_must_be_what_mr_config_id_says(rig: Rig) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/kbs/v0/auth"), ("GET", "/kbs/v0/nothing/a"), ("PUT", "/kbs/v0/resource/a/b/c"), ("GET", "/"),
-     ("GET", "/kbs/v0/external/other/x")],
+    [("GET", "/kbs/v0/auth"), ("GET", "/kbs/v0/nothing/a"), ("PUT", "/kbs/v0/resource-policy"), ("GET", "/"),
+     ("GET", "/kbs/v0/external/other/x"), ("GET", "/metrics")],
 )  # fmt: skip
 def test_unknown_paths_are_404_with_the_error_object(rig: Rig, method: str, path: str) -> None:
     status, _, body = rig.raw(method, path)
@@ -203,11 +203,44 @@ def test_admin_puts_and_deletes(rig: Rig) -> None:
     assert rig.decisions() == [("stored", ""), ("deleted", ""), ("refused", "resource.missing")]
 
 
-@pytest.mark.parametrize("path", ["/attestation-policy", "/resource-policy"])
-def test_policies_are_not_set_over_the_network(rig: Rig, path: str) -> None:
-    status, _, body = rig.raw("POST", PREFIX + path, b"{}", Authorization=bearer(rig))
-    assert status == 401
-    assert "policy.file" in ErrorInformation.parse(body).detail
+@pytest.mark.parametrize(
+    ("method", "path", "variant"),
+    [
+        ("POST", "/attestation-policy", "PolicyEngineError"),
+        ("POST", "/resource-policy", "PolicyEngineError"),
+        ("POST", "/reference-value", "RvpsError"),
+        ("GET", "/reference-value/mr_td", "RvpsError"),
+    ],
+)
+def test_policies_and_reference_values_are_not_on_the_network(rig: Rig, method: str, path: str, variant: str) -> None:
+    status, _, body = rig.raw(method, PREFIX + path, b"{}", Authorization=bearer(rig))
+    said = ErrorInformation.parse(body)
+    assert (status, said.variant, "policy.file" in said.detail) == (401, variant, True)
+    status, _, body = rig.raw(method, PREFIX + path, b"{}")
+    said = ErrorInformation.parse(body)
+    assert (status, said.variant) == (401, "AdminAuthAccess")
+    assert said.detail.startswith(f"admin access denied for endpoint {PREFIX}{path}: admin.token: ")
+
+
+def test_owner_lists_the_policies_and_nobody_else(rig: Rig) -> None:
+    status, headers, body = rig.raw("GET", PREFIX + "/resource-policy", Authorization=bearer(rig))
+    assert (status, headers["content-type"], json.loads(body)) == (200, "application/json", ["demo"])
+    assert rig.raw("GET", PREFIX + "/resource-policy")[0] == 401
+
+
+def test_resource_knows_no_other_method(rig: Rig) -> None:
+    status, _, body = rig.raw("PUT", f"{PREFIX}/resource/{MODEL_KEY}", b"x", Authorization=bearer(rig))
+    said = ErrorInformation.parse(body)
+    assert (status, said.variant) == (401, "PluginInternalError")
+    assert "kbs.method" in said.detail
+
+
+def test_lost_session_is_a_token_that_is_not_found(rig: Rig) -> None:
+    """Trustee tries the cookie first and the token then; without either nothing is found."""
+    _, headers, _ = rig.raw("POST", PREFIX + "/auth", auth_body())
+    for cookie in (cookie_of(headers), "kbs-session-id=" + "0" * 32):
+        status, _, body = rig.raw("GET", f"{PREFIX}/resource/{MODEL_KEY}", Cookie=cookie)
+        assert (status, ErrorInformation.parse(body).variant) == (401, "TokenNotFound")
 
 
 def test_token_carries_what_trustee_reads(rig: Rig) -> None:
@@ -221,5 +254,8 @@ def test_token_carries_what_trustee_reads(rig: Rig) -> None:
     assert cpu["ear.trustworthiness-vector"]["hardware"] == 2
     assert evidence["tdx"]["quote"]["body"]["rtmr_3"] == guest.machine.read("rtmr3").hex()
     assert evidence["tdx"]["quote"]["header"]["tee_type"] == "81000000"
+    assert evidence["tdx"]["td_attributes"] == {
+        "debug": False, "septve_disable": True, "protection_keys": False, "key_locker": False, "perfmon": False,
+    }  # fmt: skip
     assert "gpu0" in payload["submods"]
     assert len(token) < 64 << 10

@@ -45,13 +45,24 @@ def test_session_goes_from_unattested_to_attested_to_spent() -> None:
     sessions = Sessions(300)
     session = sessions.open(0)
     assert session.state == "unattested"
-    assert code_of(session.require) == "session.unattested"
+    assert code_of(lambda: session.require(0)) == "session.unattested"
     sessions.attest(session, attested(), 0, PEER)
     assert session.state == "attested"
     sessions.spend(session, 0)
     assert session.state == "spent"
-    assert code_of(session.require) == "session.spent"
+    assert code_of(lambda: session.require(0)) == "session.spent"
     assert code_of(lambda: sessions.spend(session, 0)) == "session.spent"
+
+
+def test_session_that_outlives_its_token_gives_nothing_more() -> None:
+    """Sessions may last an hour, Evidence counts for as long as its token."""
+    sessions = Sessions(3600)
+    for result in (attested(expires=300), contraindicated("c", expires=300)):
+        session = sessions.open(0)
+        sessions.attest(session, result, 0, PEER)
+        found = sessions.find(session.id, 300)
+        assert code_of(lambda found=found: found.require(300)) == "session.expired"
+        assert code_of(lambda session=session: sessions.spend(session, 300)) == "session.expired"
 
 
 def test_nonce_is_32_fresh_bytes() -> None:
@@ -118,7 +129,7 @@ def test_session_is_attested_once() -> None:
     assert code_of(lambda: sessions.attest(second, attested("u"), 0, PEER)) == "session.state"
     sessions.spend(first, 0)
     assert code_of(lambda: sessions.attest(second, attested("u"), 0, PEER)) == "session.state"
-    assert code_of(sessions.find(second.id, 0).require) == "session.spent"
+    assert code_of(lambda: sessions.find(second.id, 0).require(0)) == "session.spent"
 
 
 def test_contraindicated_session_says_why_and_may_be_attested_again() -> None:
@@ -126,11 +137,11 @@ def test_contraindicated_session_says_why_and_may_be_attested_again() -> None:
     session = sessions.open(0)
     sessions.attest(session, contraindicated("t"), 0, PEER)
     found = sessions.find_token("t", 0)
-    assert (found, found.state, code_of(found.require)) == (session, "unattested", "appraisal.mr-td")
+    assert (found, found.state, code_of(lambda: found.require(0))) == (session, "unattested", "appraisal.mr-td")
     sessions.attest(sessions.find(session.id, 0), contraindicated("u"), 0, PEER)
     assert code_of(lambda: sessions.find_token("t", 0)) == "session.token"
     sessions.attest(sessions.find(session.id, 0), attested("v"), 0, PEER)
-    assert sessions.find(session.id, 0).require().token_id == "v"
+    assert sessions.find(session.id, 0).require(0).token_id == "v"
     assert len(sessions) == 1
 
 
@@ -209,7 +220,7 @@ def test_spend_ends_every_boot_session_of_that_tls_key_and_no_other() -> None:
     sessions.attest(other, attested("c", tls="cc"), 0, PEER)
     sessions.attest(serving, attested("d", tls="aa", phase="released"), 0, PEER)
     sessions.spend(spent, 0)
-    assert code_of(twin.require) == "session.spent"
+    assert code_of(lambda: twin.require(0)) == "session.spent"
     assert (other.state, serving.state) == ("attested", "attested")
     assert code_of(lambda: sessions.attest(late, attested("e", tls="aa"), 0, PEER)) == "session.spent"
     sessions.attest(sessions.open(0), attested("f", tls="dd"), SPENT_S - 1, PEER)  # sweeps
