@@ -1,7 +1,8 @@
-"""`scripts/bench`: how long a boot takes, from the agent's process start to the engine's execve.
+"""`scripts/bench boot`: how long a boot takes, from the agent's process start to the engine's execve.
 
 The broker is a process of its own over TLS; each run is a new agent process on a fresh simulated machine; time inside
 the quote device is reported and taken off. Process start has the kernel's resolution, 10 ms.
+`scripts/bench broker` is in `bench_broker`.
 """
 
 import argparse
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from antechamber.errors import AgentError
-from antechamber.simulator.deployment import CommandFailed, Deployment, Ended, events, prepared, working_folder
+from antechamber.simulator import bench_broker
+from antechamber.simulator.deployment import DISK, CommandFailed, Deployment, Ended, events, prepared, working_folder
 from antechamber.simulator.protocol import Remote
 
 _DEADLINE_S = 60
@@ -96,8 +98,11 @@ def boot(root: Path, runs: int, *, standin: bool) -> dict[str, Any]:
         "runs": runs,
         "model_bytes": sum(f.stat().st_size for f in (root / "model").rglob("*") if f.is_file()),
         "abi": "stand-ins" if standin else "real where the simulator said so",
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {_model()}, Python {platform.python_version()}",
     }
+
+
+def _machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} CPUs, {_model()}, Python {platform.python_version()}"
 
 
 def _model() -> str:
@@ -108,21 +113,32 @@ def _model() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("what", choices=("boot",))
-    parser.add_argument("--runs", type=int, default=9, metavar="N", help="of each series (default: 9)")
-    parser.add_argument("--standin", action="store_true", help="stand-ins at the ports")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Benchmarks. Medians, and the machine.")
+    verbs = parser.add_subparsers(dest="what", required=True)
+    boots = verbs.add_parser("boot", help="from the agent's process start to the engine's execve", description=__doc__)
+    boots.add_argument("--runs", type=int, default=9, metavar="N", help="of each series (default: 9)")
+    boots.add_argument("--standin", action="store_true", help="stand-ins at the ports")
+    loads = verbs.add_parser("broker", help="whole releases a second and core", description=bench_broker.__doc__)
+    loads.add_argument("--releases", type=int, default=400, metavar="N", help="of each series (default: 400)")
+    loads.add_argument("--clients", type=int, default=8, metavar="N", help="guests at a time (default: 8)")
+    loads.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
+    for one in (boots, loads):
+        one.add_argument("--json", action="store_true", help="one JSON object")
     args = parser.parse_args()
     try:
-        with working_folder() as root:
-            result = boot(root, args.runs, standin=args.standin)
+        if args.what == "boot":
+            with working_folder() as root:
+                result = boot(root, args.runs, standin=args.standin)
+        else:
+            with working_folder(DISK) as root:
+                result = bench_broker.broker(root, args.releases, args.clients, args.rounds, bench_broker.say)
     except (AgentError, subprocess.TimeoutExpired) as e:
         print(f"the benchmark failed: {e}", file=sys.stderr)
         return 70
     except Ended:
         return 130
-    print(json.dumps(result) if args.json else "\n".join(f"{k:<20} {v}" for k, v in result.items()))
+    result["machine"] = _machine()
+    print(json.dumps(result) if args.json else "\n".join(f"{k:<28} {v}" for k, v in result.items()))
     return 0
 
 

@@ -29,6 +29,8 @@ from antechamber.simulator.linux import die_with_parent
 MODEL_KEY = "default/model-key/demo"
 NAMES = ("localhost", "127.0.0.1")
 GOLDEN = "What is Antechamber?"
+MEMORY = Path("/dev/shm")  # the one tmpfs every Linux has; a directory in it is new and 0700
+DISK = Path("/var/tmp")
 UNLIMITED = {"until": "unlimited", "releases": "unlimited", "at_once": "unlimited"}
 
 
@@ -104,6 +106,13 @@ class Deployment:
     @property
     def guest_ca(self) -> Path:
         return self.broker_dir / "guest-ca.pem"
+
+    @property
+    def broker_pid(self) -> int:
+        """Raises CommandFailed `demo.broker` where none runs."""
+        if self._broker is None:
+            raise CommandFailed("demo.broker", "no broker runs", hint="start it first")
+        return self._broker.pid
 
     # -- steps, in order
 
@@ -288,7 +297,7 @@ class Ended(Exception):  # a signal, no error
 
 
 @contextlib.contextmanager
-def working_folder(*, keep: bool = False) -> Iterator[Path]:
+def working_folder(base: Path = MEMORY, *, keep: bool = False) -> Iterator[Path]:
     """`scratch`, removed at the end, however it comes: a signal or a closed terminal raises Ended."""
 
     def end(_signal: int, _frame: FrameType | None) -> None:
@@ -296,7 +305,7 @@ def working_folder(*, keep: bool = False) -> Iterator[Path]:
 
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # a background job inherits SIGINT ignored
         signal.signal(number, end)
-    root = scratch()
+    root = scratch(base)
     try:
         yield root
     finally:
@@ -304,11 +313,10 @@ def working_folder(*, keep: bool = False) -> Iterator[Path]:
             shutil.rmtree(root, ignore_errors=True)
 
 
-def scratch() -> Path:
-    """A new private directory on tmpfs. Raises CommandFailed `demo.tmpfs`."""
-    base = Path("/dev/shm")  # the one tmpfs every Linux has; the directory in it is new and 0700
+def scratch(base: Path = MEMORY) -> Path:
+    """A new private directory, on tmpfs unless asked otherwise. Raises CommandFailed `demo.tmpfs`."""
     if not os.access(base, os.W_OK):
-        raise CommandFailed("demo.tmpfs", "/dev/shm is not writable", hint="the model needs a tmpfs")
+        raise CommandFailed("demo.tmpfs", f"{base} is not writable", hint="a deployment needs one, a model a tmpfs")
     path = base / f"antechamber-{secrets.token_hex(6)}"
     path.mkdir(mode=0o700)
     return path
