@@ -4,16 +4,16 @@ import asyncio
 import json
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPSConnection
 from pathlib import Path
 
 import yaml
 
 from antechamber.broker import admin, server
-from antechamber.broker.decisions import Broker
+from antechamber.broker.decisions import Broker, wall_clock
 from antechamber.broker.kbs import Kbs
 from antechamber.broker.messages import PREFIX
 from antechamber.broker.transport import Transport
@@ -65,21 +65,24 @@ class Rig:
 
 
 @contextmanager
-def running(directory: Path) -> Iterator[Rig]:
+def running(directory: Path, clock: Callable[[], int] = wall_clock) -> Iterator[Rig]:
     """A broker with a model key and rules for the simulated machine."""
     intel, nvidia = IntelPki(), NvidiaPki()
     resources = {MODEL_KEY: rule("boot"), "default/any/1": rule("any"), "default/missing/1": rule("boot")}
     found_broker(directory, intel, nvidia, resources)
-    with serving(directory, intel, nvidia) as rig:
+    with serving(directory, intel, nvidia, clock) as rig:
         for path in (MODEL_KEY, "default/any/1", "default/unruled/1"):
             rig.broker.store.put(path, KEY)
         yield rig
 
 
 @contextmanager
-def serving(directory: Path, intel: IntelPki, nvidia: NvidiaPki) -> Iterator[Rig]:
+def serving(
+    directory: Path, intel: IntelPki, nvidia: NvidiaPki, clock: Callable[[], int] = wall_clock
+) -> Iterator[Rig]:
     """The broker of a directory: another run of it, where one was there before."""
     broker, settings = admin.load_broker(directory)
+    broker = replace(broker, clock=clock)
     context = server.tls_context(str(directory / settings.tls.certificate), str(directory / settings.tls.key))
     loop, listening = asyncio.new_event_loop(), threading.Event()
     found: list[str] = []

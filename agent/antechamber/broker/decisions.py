@@ -188,7 +188,7 @@ class Broker:
         self.record(trail, "deleted", detail=f"by {subject}")
 
     def session(self, trail: Trail, credentials: Credentials) -> Session:
-        """By cookie, else by our own token. Raises BrokerDenied `session.*`, and as `parse_ear` does."""
+        """By the cookie of a session that attested, else by our own token. Raises BrokerDenied `session.*`, and as `parse_ear` does."""
         session = self._find(credentials)
         trail.session = audit.session_digest(session.id)
         if session.result is not None:
@@ -201,10 +201,13 @@ class Broker:
             raise BrokerDenied("session.none", "no session and no token", hint="open a session with /auth")
         if credentials.cookie is not None:
             try:
-                return self.sessions.find(credentials.cookie, now)
+                session = self.sessions.find(credentials.cookie, now)
             except BrokerDenied:
                 if credentials.bearer is None:
                     raise
+            else:
+                if session.result is not None or credentials.bearer is None:
+                    return session
         claims = parse_ear(credentials.bearer or "", self.token_ca, now)
         return self.sessions.find_token(claims.token_id, now)
 
