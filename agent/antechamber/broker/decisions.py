@@ -188,7 +188,10 @@ class Broker:
         self.record(trail, "deleted", detail=f"by {subject}")
 
     def session(self, trail: Trail, credentials: Credentials) -> Session:
-        """By the cookie of a session that attested, else by our own token. Raises BrokerDenied `session.*`, and as `parse_ear` does."""
+        """By the cookie of a session that attested, else by our own token.
+
+        Raises BrokerDenied `session.*`, and as `parse_ear` does.
+        """
         session = self._find(credentials)
         trail.session = audit.session_digest(session.id)
         if session.result is not None:
