@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from boots import World, world
-from brokers import KEY, MODEL_HASH, MODEL_KEY, Rig, rule, running
+from brokers import KEY, MODEL_KEY, Rig, rule, running
 from interop.client_role import CLIENT, Client, plugins
 from interop.kit import report
 from interop.kit.__main__ import admin_tokens, main, parser
@@ -21,6 +21,7 @@ from interop.kit.wire import Wire
 from interop.trustee import authority, serving
 from interop.trustee_double import Double, Knobs
 
+from antechamber.simulator.fleet import MODEL_HASH
 from antechamber.simulator.machine import Machine
 
 pytestmark = [
