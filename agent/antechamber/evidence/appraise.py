@@ -33,7 +33,7 @@ class VerifiedEvidence:
 
     @property
     def phase(self) -> Phase:
-        return "released" if event_content(self.events, eventlog.CAP) is not None else "boot"
+        return phase_of(self.events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +98,40 @@ def verify(
     """
     quote = tdx.Quote.parse(evidence.quote)  # 1
     tdx.require_production(quote.body)
-    if quote.body.report_data != report_data:  # 2
-        raise AppraisalRefused(
-            "quote.report-data",
-            f"REPORTDATA begins {quote.body.report_data[:8].hex()}, expected {report_data[:8].hex()}",
-            hint="quote over this session's nonce, key and device evidence",
-        )
-    verdict = chain.verify_quote(quote, collateral.for_fmspc(chain.fmspc_of(quote)), anchors, now)  # 3
-    if evidence.event_log is None:  # 4
-        raise AppraisalRefused("eventlog.missing", "no event log", hint="send cc_eventlog")
-    events = eventlog.parse_log(evidence.event_log)
+    require_report_data(quote.body, report_data)  # 2
+    verdict = verify_chain(quote, collateral, anchors, now)  # 3
+    events = parse_event_log(evidence)  # 4
     eventlog.require_replay(events, quote.body)
     runtime = eventlog.runtime_events(events)
     gpus = gpu_chain.verify_devices(evidence.devices(), nonce=gpu_nonce, anchors=anchors, now=now)  # 5
     return VerifiedEvidence(quote, verdict, runtime, gpus, now)
+
+
+def require_report_data(body: tdx.TdBody, wanted: bytes) -> None:
+    """Raises AppraisalRefused `quote.report-data`."""
+    if body.report_data != wanted:
+        raise AppraisalRefused(
+            "quote.report-data",
+            f"REPORTDATA begins {body.report_data[:8].hex()}, expected {wanted[:8].hex()}",
+            hint="quote over this session's nonce, key and device evidence",
+        )
+
+
+def verify_chain(quote: tdx.Quote, collateral: Collateral, anchors: Anchors, now: int) -> chain.TdxVerdict:
+    """Against the collateral of the quote's own platform family; raises as `chain.verify_quote` does."""
+    return chain.verify_quote(quote, collateral.for_fmspc(chain.fmspc_of(quote)), anchors, now)
+
+
+def parse_event_log(evidence: CompositeEvidence) -> tuple[eventlog.Event, ...]:
+    """Raises AppraisalRefused `eventlog.missing`, and as `eventlog.parse_log` does."""
+    if evidence.event_log is None:
+        raise AppraisalRefused("eventlog.missing", "no event log", hint="send cc_eventlog")
+    return eventlog.parse_log(evidence.event_log)
+
+
+def phase_of(events: Sequence[eventlog.AaelEvent]) -> Phase:
+    """Whether the guest has measured `released`."""
+    return "released" if event_content(events, eventlog.CAP) is not None else "boot"
 
 
 def event_content(events: Sequence[eventlog.AaelEvent], operation: str) -> str | None:
@@ -125,10 +145,10 @@ def event_content(events: Sequence[eventlog.AaelEvent], operation: str) -> str |
 def appraise(verified: VerifiedEvidence, policy: Policy, *, phase: Phase) -> AttestationResult:
     """Every claim of the policy against verified Evidence. Never raises for a claim that fails."""
     claims = (
-        *_tcb(verified, policy),
-        *_registers(verified, policy),
-        *_events(verified, policy, phase),
-        *_gpus(verified, policy),
+        *tcb_claims(verified.tdx, policy, verified.time),
+        *register_claims(verified.quote.body, policy),
+        *event_claims(verified.events, policy, phase),
+        *gpu_claims(verified.gpus, verified.events, policy),
     )
     return AttestationResult(claims, verified.anchor, verified.time)
 
@@ -146,8 +166,9 @@ def _pinned(name: str, value: str, pin: Pin) -> Claim:
     return _claim(name, value in pin, value, " or ".join(pin))
 
 
-def _tcb(verified: VerifiedEvidence, policy: Policy) -> Iterator[Claim]:
-    tcb, wanted = verified.tdx, policy.tdx
+def tcb_claims(tcb: chain.TdxVerdict, policy: Policy, time: int) -> Iterator[Claim]:
+    """What the policy asks of the platform, at `time`."""
+    wanted = policy.tdx
     anchor = policy.anchors.anchors().root_key_id
     yield _claim("anchor", tcb.root_key_id == anchor, tcb.anchor, intel_name(anchor))
     yield _claim("tcb_status", tcb.tcb_status in wanted.tcb_status, tcb.tcb_status, " or ".join(wanted.tcb_status))
@@ -155,12 +176,13 @@ def _tcb(verified: VerifiedEvidence, policy: Policy) -> Iterator[Claim]:
     yield _claim("advisories", not unknown, ", ".join(tcb.advisory_ids) or "none", "only those the policy names")
     least = policy.collateral.min_tcb_eval
     yield _claim("tcb_eval", tcb.tcb_eval >= least, tcb.tcb_eval, f"at least {least}")
-    age, most = verified.time - tcb.issued, policy.collateral.max_issue_age_s
+    age, most = time - tcb.issued, policy.collateral.max_issue_age_s
     yield _claim("issue age", age <= most, f"{age} s", f"at most {most} s")
 
 
-def _registers(verified: VerifiedEvidence, policy: Policy) -> Iterator[Claim]:
-    body, wanted = verified.quote.body, policy.tdx
+def register_claims(body: tdx.TdBody, policy: Policy) -> Iterator[Claim]:
+    """What the policy asks of the TD."""
+    wanted = policy.tdx
     yield _pinned("mr_td", body.mr_td.hex(), wanted.mr_td)
     for i, pin in enumerate((wanted.rtmr0, wanted.rtmr1, wanted.rtmr2)):
         yield _pinned(f"rtmr{i}", body.rtmr[i].hex(), pin)
@@ -172,26 +194,30 @@ def _registers(verified: VerifiedEvidence, policy: Policy) -> Iterator[Claim]:
     yield _pinned("xfam", body.xfam.hex(), wanted.xfam)
 
 
-def _events(verified: VerifiedEvidence, policy: Policy, phase: Phase) -> Iterator[Claim]:
-    seen = tuple((e.domain, e.operation) for e in verified.events)
+def event_claims(events: Sequence[eventlog.AaelEvent], policy: Policy, phase: Phase) -> Iterator[Claim]:
+    """The exact list of events, and what the policy asks of their contents."""
+    seen = tuple((e.domain, e.operation) for e in events)
     operations = eventlog.ORDER if phase == "boot" else (*eventlog.ORDER, eventlog.CAP)
     wanted = tuple((eventlog.DOMAIN, operation) for operation in operations)
     yield _claim("events", seen == wanted, " ".join(o for _, o in seen) or "none", " ".join(operations))
     for operation, pin in policy.events.items():
-        yield _pinned(f"event {operation}", event_content(verified.events, operation) or "absent", pin)
+        yield _pinned(f"event {operation}", event_content(events, operation) or "absent", pin)
     if phase == "released":
-        tls, cap = (event_content(verified.events, o) for o in ("tls", eventlog.CAP))
+        tls, cap = (event_content(events, o) for o in ("tls", eventlog.CAP))
         yield _claim("event released", cap is not None and cap == tls, cap, f"the TLS key, {tls}")
 
 
-def _gpus(verified: VerifiedEvidence, policy: Policy) -> Iterator[Claim]:
-    wanted, gpus = policy.gpu, verified.gpus
+def gpu_claims(
+    gpus: Sequence[gpu_chain.GpuClaims], events: Sequence[eventlog.AaelEvent], policy: Policy
+) -> Iterator[Claim]:
+    """What the policy asks of the GPUs, and that they are those measured at boot."""
+    wanted = policy.gpu
     yield _claim("gpu count", len(gpus) == wanted.count, len(gpus), wanted.count)
     anchor, seen = policy.anchors.anchors().nvidia_spki, {gpu.root_spki for gpu in gpus}
     yield _claim(
         "gpu anchor", seen == {anchor}, ", ".join(map(nvidia_name, sorted(seen))) or "none", nvidia_name(anchor)
     )
-    measured, shown = event_content(verified.events, "gpu"), gpu_chain.gpu_event(gpus)
+    measured, shown = event_content(events, "gpu"), gpu_chain.gpu_event(gpus)
     yield _claim("gpu identity", measured == shown, shown, f"the GPUs measured at boot, {measured or 'none'}")
     for i, gpu in enumerate(gpus):
         yield _claim(f"gpu{i} arch", gpu.arch in wanted.arch, gpu.arch, " or ".join(wanted.arch))

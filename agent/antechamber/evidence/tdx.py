@@ -5,6 +5,7 @@ Source: Intel TDX DCAP Quoting Library API, appendix 3; Intel TDX Module ABI, TD
 
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn, Self
 
@@ -30,6 +31,7 @@ _DEBUG, _PROFILING, _SERVTD_EXT = 1 << 0, 0x70, 1 << 17
 _SEPT_VE_DISABLE, _MIGRATABLE = 1 << 28, 1 << 29
 # Bits that a policy may ask for: LASS, SEPT_VE_DISABLE, PKS, PERFMON. All others are reserved or weaken the TD.
 _ATTRIBUTES = 1 << 27 | _SEPT_VE_DISABLE | 1 << 30 | 1 << 63
+_NAMED = _DEBUG | _PROFILING | _SERVTD_EXT | _MIGRATABLE  # each refused by a code of its own
 _XFAM_FIXED1, _XFAM_ALLOWED = 0x3, 0x0006DBE7
 
 _HINT = "send the quote as the kernel returned it"
@@ -200,28 +202,37 @@ class _Cursor:
 def require_production(body: TdBody) -> None:
     """Refuse a TD that no policy may accept, whatever its measurements.
 
-    Stricter than dcap-qvl, which knows no XFAM and leaves KL, TPA and ICSSD alone.
-    Raises AppraisalRefused `tdx.debug`, `tdx.profiling`, `tdx.migratable`, `tdx.service-td`, `tdx.attributes`,
-    `tdx.sept-ve`, `tdx.xfam`, `tdx.seam`.
+    Raises the first of `production_faults`.
     """
-    attributes = body.attributes
+    for fault in production_faults(body):
+        raise fault
+
+
+def production_faults(body: TdBody) -> Iterator[AppraisalRefused]:
+    """Each thing that no production TD has.
+
+    Stricter than dcap-qvl, which knows no XFAM and leaves KL, TPA and ICSSD alone. Codes: `tdx.debug`, `tdx.profiling`,
+    `tdx.migratable`, `tdx.service-td`, `tdx.attributes`, `tdx.sept-ve`, `tdx.xfam`, `tdx.seam`.
+    """
+    attributes, xfam = body.attributes, int.from_bytes(body.xfam, "little")
     if body.debug:
-        _refuse("tdx.debug", "the DEBUG attribute is set: the host reads this TD's memory")
+        yield _refusal("tdx.debug", "the DEBUG attribute is set: the host reads this TD's memory")
     if attributes & _PROFILING:
-        _refuse("tdx.profiling", f"profiling attributes in {body.td_attributes.hex()}")
+        yield _refusal("tdx.profiling", f"profiling attributes in {body.td_attributes.hex()}")
     if body.migratable:
-        _refuse("tdx.migratable", "the MIGRATABLE attribute is set: a service TD could move this TD")
+        yield _refusal("tdx.migratable", "the MIGRATABLE attribute is set: a service TD could move this TD")
     if attributes & _SERVTD_EXT or _service_td(body):
-        _refuse("tdx.service-td", "a service TD is or may be bound")
-    if attributes & ~_ATTRIBUTES:
-        _refuse("tdx.attributes", f"{body.td_attributes.hex()} has bits outside {_ATTRIBUTES:#x}")
+        yield _refusal("tdx.service-td", "a service TD is or may be bound")
+    if attributes & ~(_ATTRIBUTES | _NAMED):
+        yield _refusal("tdx.attributes", f"{body.td_attributes.hex()} has bits outside {_ATTRIBUTES:#x}")
     if not body.sept_ve_disable:
-        _refuse("tdx.sept-ve", "SEPT_VE_DISABLE is not set: the host can inject #VE")
-    xfam = int.from_bytes(body.xfam, "little")
+        yield _refusal("tdx.sept-ve", "SEPT_VE_DISABLE is not set: the host can inject #VE")
     if xfam & _XFAM_FIXED1 != _XFAM_FIXED1 or xfam & ~_XFAM_ALLOWED:
-        _refuse("tdx.xfam", f"XFAM {body.xfam.hex()} breaks FIXED0 {_XFAM_ALLOWED:#x} or FIXED1 {_XFAM_FIXED1:#x}")
+        yield _refusal(
+            "tdx.xfam", f"XFAM {body.xfam.hex()} breaks FIXED0 {_XFAM_ALLOWED:#x} or FIXED1 {_XFAM_FIXED1:#x}"
+        )
     if any(body.seam_attributes) or any(body.mrsigner_seam):
-        _refuse("tdx.seam", "the TDX module is not Intel's production one")
+        yield _refusal("tdx.seam", "the TDX module is not Intel's production one")
 
 
 def _service_td(body: TdBody) -> bool:
@@ -236,5 +247,5 @@ def _malformed(code: str, detail: str) -> NoReturn:
     raise MalformedEvidence(code, detail, hint=_HINT)
 
 
-def _refuse(code: str, detail: str) -> NoReturn:
-    raise AppraisalRefused(code, detail, hint=_GUEST)
+def _refusal(code: str, detail: str) -> AppraisalRefused:
+    return AppraisalRefused(code, detail, hint=_GUEST)
