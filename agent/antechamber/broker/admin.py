@@ -26,6 +26,7 @@ from antechamber.broker.endorsements import CollateralFiles
 from antechamber.broker.history import History
 from antechamber.broker.kbs import deny
 from antechamber.broker.messages import PREFIX, parse_path
+from antechamber.broker.refused import RefusedBodies
 from antechamber.broker.rules import RulesFile
 from antechamber.broker.sessions import Sessions
 from antechamber.broker.settings import FILE, BrokerSettings, load_settings, read_file, read_private
@@ -46,6 +47,7 @@ database: broker.sqlite
 tokens: {certificate: token.pem, key: token.key, ca: token-ca.pem}
 guests: {certificate: guest-ca.pem, key: guest-ca.key}
 admin: {public_key: admin.pub.pem}
+keep_refused: 0 # that many bodies of refused guests, for `antechamber policy explain`
 """
 _RULES = """\
 # What goes to whom. What no rule names is denied, so this file denies everything.
@@ -163,6 +165,7 @@ def load_broker(directory: Path) -> tuple[Broker, BrokerSettings]:
             str(directory / settings.collateral), load_ed25519(read_private(directory, settings.collateral_key))
         ),
         admins=AdminVerifier(public, settings.admin),
+        bodies=RefusedBodies(directory, settings.keep_refused),
     )
     return broker, settings
 

@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from antechamber.broker.ear import TokenSigner, compose_claims
 from antechamber.broker.endorsements import CollateralFiles
 from antechamber.broker.history import History
 from antechamber.broker.messages import VERSION, Attestation, Request, parse_path
+from antechamber.broker.refused import RefusedBodies
 from antechamber.broker.rules import LoadedRules, RulesFile
 from antechamber.broker.sessions import Attested, Contraindicated, Session, Sessions
 from antechamber.broker.store import Store
@@ -67,6 +69,7 @@ class Broker:
     guests: Authority
     collateral: CollateralFiles
     admins: AdminVerifier
+    bodies: RefusedBodies
     clock: Callable[[], int] = wall_clock
 
     def auth(self, trail: Trail, body: bytes) -> Session:
@@ -99,8 +102,14 @@ class Broker:
         evidence = CompositeEvidence.from_kbs(sent.primary, sent.additional)
         trail.evidence = audit.evidence_digests(evidence.quote, evidence.event_log, evidence.additional)
         loaded = self.loaded(trail)
-        verified = self._verify(loaded, sent, evidence)  # 2
+        try:
+            verified = self._verify(loaded, sent, evidence)  # 2
+        except AgentError:
+            self._keep(trail, body)
+            raise
         policy = loaded.rules.holding(verified)  # 3
+        if policy is None:
+            self._keep(trail, body)
         trail.known = policy is not None
         claims = compose_claims(verified, nonce=sent.nonce, pubkey=sent.pubkey, policy=policy, now=self.clock())
         token = self.tokens.sign(claims)
@@ -115,6 +124,16 @@ class Broker:
         self.record(trail, "attested", detail=detail)
         self.sessions.attest(session, result, self.clock(), trail.peer)
         return token
+
+    def _keep(self, trail: Trail, body: bytes) -> None:
+        """The body of a refused guest, where the owner wants it; its record names the file."""
+        try:
+            name = self.bodies.add(body, trail.session, self.clock())
+        except OSError as e:  # it decides nothing
+            log.event("broker.unkept", level=logging.WARNING, session=trail.session, error=type(e).__name__)
+            return
+        if name:
+            trail.evidence = json.dumps({**json.loads(trail.evidence), "body": name})
 
     def _verify(self, loaded: LoadedRules, sent: Attestation, evidence: CompositeEvidence) -> VerifiedEvidence:
         now = self.clock()

@@ -11,14 +11,14 @@ from antechamber.errors import AgentError, MalformedEvidence
 from antechamber.evidence.collateral import MAX_SETS, Collateral, TdxCollateral, seal_collateral
 
 
-class CollateralFiles:
+class CollateralSets:
     """`*.json` in dcap-qvl's shape. A file that no longer parses, or is gone, goes on with its last good set.
 
     Whoever rewrites a file must end no guest that attests meanwhile.
     """
 
-    def __init__(self, directory: str, key: Ed25519PrivateKey) -> None:
-        self._directory, self._key = Path(directory), key
+    def __init__(self, directory: str) -> None:
+        self._directory = Path(directory)
         self._seen: tuple[tuple[str, int, int, int], ...] | None = None
         self._good: dict[str, TdxCollateral] = {}  # of each file name
         self._sets: tuple[TdxCollateral, ...] = ()
@@ -27,12 +27,6 @@ class CollateralFiles:
     def current(self, now: int) -> Collateral:
         """For the broker's own verification, at its own clock."""
         return Collateral(now, b"", self._load())
-
-    def sealed(self, nonce: str, now: int) -> bytes:
-        """The signed envelope over a nonce of 64 lower-case hex digits. Raises MalformedEvidence `collateral.nonce`."""
-        if len(nonce) != 64 or set(nonce) - set("0123456789abcdef"):
-            raise MalformedEvidence("collateral.nonce", "not 64 lower-case hex digits", hint="?nonce=<32 bytes of hex>")
-        return seal_collateral(self._load(), time=now, nonce=bytes.fromhex(nonce), key=self._key)
 
     def _load(self) -> tuple[TdxCollateral, ...]:
         with self._lock:
@@ -60,6 +54,20 @@ class CollateralFiles:
                 newest[one.fmspc] = one
         log.event("collateral.loaded", sets=len(newest), fmspc=" ".join(newest), kept=" ".join(kept))
         return tuple(newest.values())[:MAX_SETS]
+
+
+class CollateralFiles(CollateralSets):
+    """What the broker hands out of them, with its signature."""
+
+    def __init__(self, directory: str, key: Ed25519PrivateKey) -> None:
+        super().__init__(directory)
+        self._key = key
+
+    def sealed(self, nonce: str, now: int) -> bytes:
+        """The signed envelope over a nonce of 64 lower-case hex digits. Raises MalformedEvidence `collateral.nonce`."""
+        if len(nonce) != 64 or set(nonce) - set("0123456789abcdef"):
+            raise MalformedEvidence("collateral.nonce", "not 64 lower-case hex digits", hint="?nonce=<32 bytes of hex>")
+        return seal_collateral(self._load(), time=now, nonce=bytes.fromhex(nonce), key=self._key)
 
 
 def _state(file: Path) -> tuple[str, int, int, int] | None:

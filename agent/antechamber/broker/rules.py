@@ -177,6 +177,12 @@ class Rules:
         appraise(verified, self.policies[name], phase=verified.phase).require()
 
 
+def open_ends(rule: ResourceRule) -> tuple[str, ...]:
+    """What a rule leaves unlimited, in words: for whoever reviews it."""
+    found = ["phase: any, so also to a guest that serves"] if rule.phase == "any" else []
+    return (*found, *(f"{n}: unlimited" for n in ("until", "releases", "at_once") if getattr(rule, n) == "unlimited"))
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedRules:
     """Rules, and the digest of their exact text for the audit."""

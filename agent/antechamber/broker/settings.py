@@ -57,10 +57,13 @@ class BrokerSettings:
     guests: KeyPair  # CA for guests' own TLS keys
     admin: AdminSettings
     session_minutes: int = 5
+    keep_refused: int = 0  # bodies of refused guests, the newest, for `antechamber policy explain`
 
     def __post_init__(self) -> None:
         if not 1 <= self.session_minutes <= 60:
             raise _refuse("session_minutes", self.session_minutes, "1 to 60")
+        if not 0 <= self.keep_refused <= 1000:
+            raise _refuse("keep_refused", self.keep_refused, "0 to 1000")
         parse_listen(self.listen)
 
 

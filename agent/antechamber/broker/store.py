@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import urandom
 from pathlib import Path
+from urllib.parse import quote
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -47,18 +48,23 @@ CREATE TRIGGER IF NOT EXISTS audit_stays BEFORE DELETE ON audit BEGIN SELECT RAI
 class Database:
     """One connection, one lock: the broker's threads take turns, and what `write` leaves is on the disk."""
 
-    def __init__(self, path: str) -> None:
-        """Raises ConfigError `broker.database`."""
+    def __init__(self, path: str, *, read_only: bool = False) -> None:
+        """`read_only`: as another process left it; empty where there is none. Raises ConfigError `broker.database`."""
         self._lock = threading.Lock()
         try:
-            Path(path).touch(mode=0o600)
-            self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            self._connection.execute("PRAGMA secure_delete=ON")
-            self._connection.executescript(_SCHEMA)
+            self._connection = _peek(path) if read_only else self._open(path)
         except (sqlite3.Error, OSError) as e:
             raise ConfigError("broker.database", f"{path}: {e}", hint="give a database this version wrote") from e
+
+    @staticmethod
+    def _open(path: str) -> sqlite3.Connection:
+        Path(path).touch(mode=0o600)
+        connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA secure_delete=ON")
+        connection.executescript(_SCHEMA)
+        return connection
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -80,6 +86,23 @@ class Database:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+
+def _peek(path: str) -> sqlite3.Connection:
+    if not Path(path).exists():
+        connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+        connection.executescript(_SCHEMA)
+        return connection
+    uri = f"file:{quote(str(Path(path).absolute()))}?mode=ro"
+    connection = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
+    connection.execute("SELECT 1 FROM resource, moment, release, holder LIMIT 0")
+    return connection
+
+
+def has_resource(database: Database, path: str) -> bool:
+    """Whether a resource was uploaded; no key is needed to know."""
+    with database.read() as db:
+        return db.execute("SELECT 1 FROM resource WHERE path = ?", (path,)).fetchone() is not None
 
 
 def load_master_key(path: str) -> Secret:

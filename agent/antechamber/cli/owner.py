@@ -123,7 +123,9 @@ def broker_audit(args: argparse.Namespace) -> int:
             continue
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.time))
         why = f"  {record.code}: {record.detail}" if record.code else ""
-        print(f"{when}  {record.decision:<9} {record.peer:<15} {record.resource}{why}")
+        body = json.loads(record.evidence).get("body") if record.evidence.endswith("}") else None
+        kept = f"  (kept as {body})" if body else ""
+        print(f"{when}  {record.decision:<9} {record.peer:<15} {record.resource}{why}{kept}")
     return 0
 
 

@@ -4,7 +4,7 @@ import argparse
 import textwrap
 
 from antechamber import __version__
-from antechamber.cli import guest, owner, relying
+from antechamber.cli import guest, owner, policy, relying
 
 CONFIG = "/etc/antechamber/antechamber.yaml"
 SOCKET = "/run/antechamber/agent.sock"
@@ -139,6 +139,7 @@ def _owner(sub: "_Sub[argparse.ArgumentParser]") -> None:
     reference.add_argument("--json", action="store_true", help="on one line")
     reference.set_defaults(run=owner.reference)
     _broker(sub)
+    _policy(sub)
     _collateral(sub)
 
 
@@ -187,6 +188,51 @@ def _broker(sub: "_Sub[argparse.ArgumentParser]") -> None:
     put.add_argument("file", metavar="FILE")
     put.add_argument("--url", default="https://127.0.0.1:8080", metavar="URL", help="default: https://127.0.0.1:8080")
     put.set_defaults(run=owner.broker_put)
+
+
+def _policy(sub: "_Sub[argparse.ArgumentParser]") -> None:
+    found = _command(
+        sub,
+        "policy",
+        "say what a policy, or a broker's rules, would decide, and what they leave open",
+        """\
+        antechamber policy check policy.yaml
+        antechamber policy explain body.json --broker ./broker""",
+    )
+    verbs = found.add_subparsers(title="verbs", metavar="VERB", required=True)
+    explain = _command(
+        verbs,
+        "explain",
+        "what would be decided about saved Evidence, claim by claim; nothing is released, and nothing written",
+        """\
+        antechamber policy explain bundle.json --policy policy.yaml
+        antechamber policy explain body.json --broker ./broker --at 2026-11-24T10:00:00Z
+        antechamber policy explain body.json --policy policy.yaml --collateral host.json --json""",
+    )
+    explain.add_argument("evidence", metavar="EVIDENCE", help="a saved bundle, or the body of an /attest; - is stdin")
+    by = explain.add_mutually_exclusive_group(required=True)
+    by.add_argument("--policy", metavar="FILE", help="an Appraisal Policy")
+    by.add_argument("--broker", metavar="DIR", help="a broker's directory: its rules, collateral and history")
+    explain.add_argument("--collateral", metavar="FILE", help="for the body of an /attest, with --policy")
+    explain.add_argument(
+        "--at",
+        metavar="TIME",
+        type=policy.moment,
+        help="such as 2026-11-24T10:00:00Z (default: now; see docs/policy.md)",
+    )
+    explain.add_argument("--json", action="store_true", help="one JSON object")
+    explain.set_defaults(run=policy.explain)
+    check = _command(
+        verbs,
+        "check",
+        "parse a policy or a broker's rules, and say what they leave open",
+        "antechamber policy check policy.yaml\nantechamber policy check --broker ./broker",
+    )
+    what = check.add_mutually_exclusive_group(required=True)
+    what.add_argument("file", nargs="?", metavar="FILE", help="an Appraisal Policy")
+    what.add_argument("--broker", metavar="DIR", help="a broker's directory")
+    check.add_argument("--json", action="store_true", help="one JSON object")
+    check.set_defaults(run=policy.check)
 
 
 def _collateral(sub: "_Sub[argparse.ArgumentParser]") -> None:

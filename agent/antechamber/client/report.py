@@ -30,7 +30,7 @@ def as_json(result: AttestationResult) -> dict[str, Any]:
 def as_text(result: AttestationResult, *, colour: bool = False, ascii_only: bool | None = None) -> str:
     """A line a claim, then the conclusion. `ascii_only` None: as stdout's encoding allows."""
     if ascii_only is None:
-        ascii_only = not _takes("".join(_MARKS.values()), sys.stdout.encoding or "ascii")
+        ascii_only = not _takes_all()
     width = max((len(c.name) for c in result.claims), default=0)
     lines = [_claim(c, width, ascii_only, colour) for c in result.claims]
     return "\n".join([*lines, _conclusion(result, ascii_only)])
@@ -65,6 +65,15 @@ def plain(text: str, ascii_only: bool) -> str:
     """What a guest wrote, without anything that a terminal would obey."""
     shown = "".join(c if c.isprintable() else "?" for c in text)
     return shown.encode("ascii", "replace").decode() if ascii_only else shown
+
+
+def shown(text: str) -> str:
+    """`plain`, as stdout's encoding allows."""
+    return plain(text, not _takes_all())
+
+
+def _takes_all() -> bool:
+    return _takes("".join(_MARKS.values()), sys.stdout.encoding or "ascii")
 
 
 def _short(text: str) -> str:

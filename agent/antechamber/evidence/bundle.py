@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from antechamber.evidence import ear
 from antechamber.evidence.appraise import AttestationResult, Claim, appraise, event_content, malformed, verify
 from antechamber.evidence.collateral import Collateral, open_collateral
 from antechamber.evidence.composite import CompositeEvidence, canonical, decode
+from antechamber.evidence.eventlog import AaelEvent
 from antechamber.evidence.policy import Policy, signer_key
 
 FORMAT = "antechamber-evidence/1"
@@ -150,8 +152,8 @@ def verify_bundle(bundle: Bundle, policy: Policy, *, nonce: bytes | None, now: i
     """
     collateral = open_collateral(bundle.collateral, signer_key(policy.collateral.signer), nonce=None, floor=0)  # 1
     at = collateral.time if now is None else now
-    clock = _clock(collateral, policy, at)  # 2
-    bound = _bound(bundle, nonce)  # 3
+    clock = clock_claim(collateral, policy, at)  # 2
+    bound = transcript_claims(bundle, nonce)  # 3
     verified = verify(  # 4
         bundle.evidence,
         report_data=report_data(bundle.transcript_text),
@@ -160,16 +162,14 @@ def verify_bundle(bundle: Bundle, policy: Policy, *, nonce: bytes | None, now: i
         collateral=collateral,
         now=at,
     )
-    named = [  # 5
-        _same(f"bundle {name}", event_content(verified.events, name) or "absent", getattr(bundle.transcript, name))
-        for name in ("tls", "receipt", "model", "engine")
-    ]
-    result = _result(bundle, policy, at)  # 6
+    named = named_claims(bundle, verified.events)  # 5
+    result = result_claims(bundle, policy, at)  # 6
     appraised = appraise(verified, policy, phase="released")  # 7
     return AttestationResult((clock, *bound, *named, *result, *appraised.claims), appraised.anchor, at)
 
 
-def _clock(collateral: Collateral, policy: Policy, at: int) -> Claim:
+def clock_claim(collateral: Collateral, policy: Policy, at: int) -> Claim:
+    """Whether the signed time and the clock agree."""
     age, limit = at - collateral.time, policy.collateral.max_age_s
     held = -CLOCK_SKEW_S <= age <= limit
     code = "" if held else "appraisal.collateral-age"
@@ -181,7 +181,16 @@ def _same(name: str, seen: str, wanted: str) -> Claim:
     return Claim(name, "held" if held else "failed", seen, wanted, "" if held else "appraisal.bundle")
 
 
-def _bound(bundle: Bundle, nonce: bytes | None) -> list[Claim]:
+def named_claims(bundle: Bundle, events: Sequence[AaelEvent]) -> list[Claim]:
+    """Whether the runtime events name the bundle's keys and model."""
+    return [
+        _same(f"bundle {name}", event_content(events, name) or "absent", getattr(bundle.transcript, name))
+        for name in ("tls", "receipt", "model", "engine")
+    ]
+
+
+def transcript_claims(bundle: Bundle, nonce: bytes | None) -> list[Claim]:
+    """Whether the transcript binds what stands beside it, and answers the nonce, where there is one."""
     t = bundle.transcript
     if nonce is None:
         fresh = Claim("nonce", "not-appraised", t.nonce, "the saved bundle's own nonce")
@@ -198,7 +207,8 @@ def _bound(bundle: Bundle, nonce: bytes | None) -> list[Claim]:
     ]
 
 
-def _result(bundle: Bundle, policy: Policy, at: int) -> list[Claim]:
+def result_claims(bundle: Bundle, policy: Policy, at: int) -> list[Claim]:
+    """Whether the broker's EAR is for this guest."""
     if policy.attestation_result == "not-appraised":
         return [Claim("attestation result", "not-appraised", "an EAR", "any, as the policy says")]
     try:

@@ -94,8 +94,11 @@ class Steps:
         except (AppraisalRefused, MalformedEvidence) as e:
             self.fail(name, wanted, e)
             return None
-        self.claims.append(Claim(name, "held", wanted, wanted))
+        self.hold(name, wanted)
         return value
+
+    def hold(self, name: str, wanted: str) -> None:
+        self.claims.append(Claim(name, "held", wanted, wanted))
 
     def fail(self, name: str, wanted: str, error: AgentError) -> None:
         self.claims.append(Claim(name, "failed", error.detail, wanted, error.code))
@@ -127,8 +130,11 @@ def examine(
         steps.skip("quote chain", "there is no quote to verify")
     else:
         body = quote.body
-        for fault in tdx.production_faults(body):
+        faults = list(tdx.production_faults(body))
+        for fault in faults:
             steps.fail("production TD", _WANTED["production TD"], fault)
+        if not faults:
+            steps.hold("production TD", _WANTED["production TD"])
         take("report data", lambda: require_report_data(body, report_data))
         if collateral is None:
             steps.skip("quote chain", "there is no collateral to verify it against")

@@ -163,6 +163,20 @@ class Policy:
                 raise _refuse(f"events.{name}", pin, "list sha256:<hex> or sha384:<hex> contents")
 
 
+def open_ends(policy: Policy) -> tuple[str, ...]:
+    """What a policy accepts that another would not, in words: for whoever reviews it."""
+    tdx, gpu = policy.tdx, policy.gpu
+    found = [] if policy.anchors.anchors().vendors else [f"anchors: {policy.anchors.anchors()}"]
+    found += [f"tdx.{n}: any value" for n in ("rtmr0", "rtmr1", "rtmr2", "mr_seam") if getattr(tdx, n) == "unpinned"]
+    found += [f"tdx.tcb_status: {status}" for status in tdx.tcb_status if status != "UpToDate"]
+    found += [f"tdx.advisories: {advisory}" for advisory in tdx.advisories]
+    found += [f"events.{name}: any content" for name, pin in policy.events.items() if pin == "unpinned"]
+    found += ["gpu.vbios: any version"] if gpu.vbios == "unpinned" else []
+    found += [f"gpu.{name}: not appraised" for name in ("measurements", "revocation")]
+    found += ["attestation_result: not appraised"] if policy.attestation_result == "not-appraised" else []
+    return tuple(found)
+
+
 def load_policy(text: str | bytes) -> Policy:
     """An Appraisal Policy from YAML; empty or incomplete refuses. Raises ConfigError `policy.*`."""
     return strict.load_yaml(text, Policy, error=ConfigError, family="policy")

@@ -83,6 +83,9 @@ class Guest:
         return served, quote
 
     def policy(self, **tdx: Any) -> Policy:
+        return load_policy(self.policy_text(**tdx))
+
+    def policy_text(self, **tdx: Any) -> str:
         reference: Any = self.machine.reference()
         public = self.signer.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
         registers = {
@@ -102,7 +105,7 @@ class Guest:
             },
             "attestation_result": "not-appraised",
         }  # fmt: skip
-        return load_policy(yaml.safe_dump(rules))
+        return yaml.safe_dump(rules)
 
 
 def booted(world: World) -> Guest:
