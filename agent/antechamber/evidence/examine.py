@@ -151,11 +151,16 @@ def examine(
 
 
 def judge(seen: Examined, policy: Policy, phase: Phase) -> AttestationResult:
-    """The policy's claims on whatever was seen, verified or not: only with all steps held do they decide."""
+    """The policy's claims on whatever was seen; of Evidence that does not verify, none accepts it."""
     return AttestationResult(tuple(_judged(seen, policy, phase)), seen.anchor, seen.time)
 
 
 def _judged(seen: Examined, policy: Policy, phase: Phase) -> Iterator[Claim]:
+    if seen.verified is None:
+        code = seen.errors[0].code if seen.errors else "appraisal.evidence"
+        yield Claim(
+            "evidence", "failed", "not verified: what follows is only what it says", "Evidence that verifies", code
+        )
     if seen.verdict is not None:
         yield from tcb_claims(seen.verdict, policy, seen.time)
     else:

@@ -6,14 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import yaml
 from brokers import Guest
+from brokers import policy as build_policy
 
 from antechamber.errors import AppraisalRefused, MalformedEvidence
 from antechamber.evidence.anchors import Anchors, spki_sha256
 from antechamber.evidence.appraise import verify
 from antechamber.evidence.collateral import Collateral, TdxCollateral
 from antechamber.evidence.composite import CompositeEvidence, additional_evidence, device_nonce, report_data
-from antechamber.evidence.examine import examine
+from antechamber.evidence.examine import examine, judge
+from antechamber.evidence.policy import load_policy
 from antechamber.simulator.intel import IntelPki
 from antechamber.simulator.knobs import Knobs
 from antechamber.simulator.machine import Machine
@@ -121,3 +124,14 @@ def test_examine_verifies_no_chain_without_collateral() -> None:
     seen = examine(**(asked(GOOD, HEALTHY) | {"collateral": None}))
     assert [c.name for c in seen.claims if c.outcome == "not-appraised"] == ["quote chain"]
     assert (seen.errors, seen.verified) == ((), None)
+
+
+@pytest.mark.parametrize("case", [*CASES, "no collateral"])
+def test_no_policy_accepts_what_does_not_verify(case: str) -> None:
+    """Its registers may be all that the policy asks, and prove nothing."""
+    question = asked(GOOD, HEALTHY) | {"collateral": None} if case == "no collateral" else CASES[case][1]()
+    policy = load_policy(yaml.safe_dump(build_policy(INTEL, NVIDIA, "A" * 43 + "=")))
+    assert judge(examine(**asked(GOOD, HEALTHY)), policy, "boot").ok
+    judged = judge(examine(**question), policy, "boot")
+    assert not judged.ok
+    assert judged.claims[0].name == "evidence"
