@@ -1,5 +1,7 @@
 """What an X.509 certificate may do to its reader."""
 
+import functools
+
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
@@ -13,3 +15,18 @@ CERTIFICATE_ERRORS = (
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
+
+MAX_LINKS = 4096  # two for each GPU, one for each platform, and those that they share
+
+
+@functools.lru_cache(MAX_LINKS)
+def verify_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
+    """`certificate` names `issuer`, and is signed by its key.
+
+    What held is remembered, for exactly these two certificates: no time, anchor or revocation changes that a signature
+    verifies, so the memory needs no end but its size. Whether either is valid at a time, may issue, leads to an anchor
+    or is revoked is for the caller to ask, each time. A refusal is never remembered.
+
+    Raises InvalidSignature, and CERTIFICATE_ERRORS.
+    """
+    certificate.verify_directly_issued_by(issuer)

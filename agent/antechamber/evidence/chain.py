@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 
 from antechamber.errors import AppraisalRefused, ConfigError, MalformedEvidence
 from antechamber.evidence.anchors import Anchors, intel_name, key_id_of
-from antechamber.evidence.certificates import CERTIFICATE_ERRORS
+from antechamber.evidence.certificates import CERTIFICATE_ERRORS, verify_issued
 from antechamber.evidence.collateral import TdxCollateral
 from antechamber.evidence.tdx import Quote
 
@@ -211,9 +211,9 @@ def _verify_roles(
         )
     if seen != root_key_id:
         raise refuse("anchor", f"it ends at root key {seen.hex()[:12]}, the anchor is {root_key_id.hex()[:12]}")
-    for certificate, issuer in zip(chain, [*chain[1:], chain[-1]], strict=True):
+    for certificate, issuer in reversed(tuple(zip(chain, [*chain[1:], chain[-1]], strict=True))):
         try:
-            certificate.verify_directly_issued_by(issuer)
+            verify_issued(certificate, issuer)
         except (*CERTIFICATE_ERRORS, InvalidSignature) as e:
             raise refuse("chain", f"{_common_name(certificate)} is not issued by the next certificate") from e
     return chain

@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from antechamber.errors import AppraisalRefused, MalformedEvidence
 from antechamber.evidence.anchors import Anchors, nvidia_name, spki_sha256
-from antechamber.evidence.certificates import CERTIFICATE_ERRORS
+from antechamber.evidence.certificates import CERTIFICATE_ERRORS, verify_issued
 from antechamber.evidence.composite import GpuEvidence
 from antechamber.evidence.gpu import GPU_BLOCKS, SWITCH_BLOCKS, Mode, Report
 
@@ -164,18 +164,20 @@ def _parse_chain(pem: bytes) -> tuple[x509.Certificate, ...]:
 
 
 def _verify_chain(chain: Sequence[x509.Certificate], anchors: Anchors, now: int) -> None:
+    """From the root down, so that whoever makes certificates of his own is refused before a link of them holds."""
     root = chain[-1]
-    for certificate, issuer in zip(chain, (*chain[1:], root), strict=True):
+    for certificate in chain:
         _require_known(certificate)
+    if spki_sha256(root) != anchors.nvidia_spki:
+        seen = f"root {_common_name(root)} has key {spki_sha256(root).hex()}"
+        raise AppraisalRefused("gpu.anchor", seen, hint="this is not the NVIDIA anchor that the policy names")
+    for certificate, issuer in reversed(tuple(zip(chain, (*chain[1:], root), strict=True))):
         try:
-            certificate.verify_directly_issued_by(issuer)
+            verify_issued(certificate, issuer)
         except (*CERTIFICATE_ERRORS, InvalidSignature) as e:
             seen = f"{_common_name(certificate)} is not issued by {_common_name(issuer)}"
             raise AppraisalRefused("gpu.chain", seen, hint=_CHAIN_HINT) from e
         _require_valid(certificate, now)
-    if spki_sha256(root) != anchors.nvidia_spki:
-        seen = f"root {_common_name(root)} has key {spki_sha256(root).hex()}"
-        raise AppraisalRefused("gpu.anchor", seen, hint="this is not the NVIDIA anchor that the policy names")
     for below, certificate in enumerate(chain[1:]):
         _require_issuer(certificate, below)
     _require_leaf(chain[0])
