@@ -4,6 +4,7 @@ dcap-qvl 0.7 accepts collateral signed by any end entity under the root, a PCK i
 Source: Intel SGX PCK Certificate and CRL Profile; Intel PCS API v4.
 """
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from antechamber.errors import AppraisalRefused, ConfigError, MalformedEvidence
 from antechamber.evidence.anchors import Anchors, intel_name, key_id_of
 from antechamber.evidence.certificates import CERTIFICATE_ERRORS, verify_issued
-from antechamber.evidence.collateral import TdxCollateral
+from antechamber.evidence.collateral import MAX_SETS, TdxCollateral
 from antechamber.evidence.tdx import Quote
 
 _ROOT = frozenset({"Intel SGX Root CA"})
@@ -138,24 +139,38 @@ def verify_quote(quote: Quote, collateral: TdxCollateral, anchors: Anchors, now:
 
 
 def _verify(raw: bytes, collateral: str, root: bytes | None, now: int) -> dict[str, Any]:
-    """dcap-qvl's claims. Twice through: only `verify` says why it refuses, only claims name the anchor."""
+    """dcap-qvl's claims. One that it refuses goes through a second time: only its `verify` says why."""
     dcap = _dcap()
     try:
-        parsed = dcap.QuoteCollateralV3.from_json(collateral)
+        parsed = _collateral(collateral)
     except ValueError as e:
         raise AppraisalRefused("collateral.kind", _line(e), hint=_HINT) from e
     try:
-        if root is None:
-            dcap.verify(raw, parsed, now)
-        else:
-            dcap.verify_with_root_ca(raw, parsed, root, now)
         policy = dcap.QuotePolicy.claims_only(now)  # the status is for our own policy to judge
-        claims: dict[str, Any] = json.loads(
-            dcap.QuoteVerifier(root).verify_with_policy(raw, parsed, now, policy).to_json()
-        )
+        verified = dcap.QuoteVerifier(root).verify_with_policy(raw, parsed, now, policy)
+        claims: dict[str, Any] = json.loads(verified.to_json())
     except (ValueError, OverflowError) as e:
-        raise _refusal(_line(e)) from e
+        raise _refusal(_reason(raw, parsed, root, now) or _line(e)) from e
     return claims
+
+
+def _reason(raw: bytes, collateral: Any, root: bytes | None, now: int) -> str:
+    """Why a quote is refused; "" if `verify` would have accepted it, which changes nothing."""
+    dcap = _dcap()
+    try:
+        if root is None:
+            dcap.verify(raw, collateral, now)
+        else:
+            dcap.verify_with_root_ca(raw, collateral, root, now)
+    except (ValueError, OverflowError) as e:
+        return _line(e)
+    return ""
+
+
+@functools.lru_cache(MAX_SETS)
+def _collateral(text: str) -> Any:
+    """A set as dcap-qvl has it. Raises ValueError."""
+    return _dcap().QuoteCollateralV3.from_json(text)
 
 
 def _refusal(seen: str) -> AppraisalRefused:
