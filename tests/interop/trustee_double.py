@@ -75,7 +75,7 @@ class Double:
     admin: bytes | None = None  # public key, PEM
     lifetime_s: int = 300
     sessions: dict[str, Session] = field(default_factory=dict)
-    policies: list[str] = field(default_factory=list)
+    policies: dict[str, bytes] = field(default_factory=dict)
     references: dict[str, Any] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -231,7 +231,7 @@ class Double:
     def _administer(self, request: web.Request, first: str, rest: str, body: bytes) -> web.Response:
         self._require_admin(request)
         if request.method == "GET" and first == "resource-policy":
-            return self._good(json.dumps(self.policies or ["resource-policy"]).encode())
+            return self._good(json.dumps([*self.policies] or ["resource-policy"]).encode())
         if request.method == "GET" and rest in self.references:
             return self._good(json.dumps(self.references[rest]).encode())
         if request.method == "GET" and first == "reference-value":
@@ -240,8 +240,8 @@ class Double:
         if first == "reference-value":
             self.references |= json.loads(base64.b64decode(sent["payload"], validate=True))
         else:
-            unb64u(sent["policy"])
-            self.policies.append(sent.get("policy_id", "resource-policy"))
+            name = sent["policy_id"] if first == "attestation-policy" else first
+            self.policies[name] = unb64u(sent["policy"])
         return web.Response()
 
     def _require_admin(self, request: web.Request) -> None:
