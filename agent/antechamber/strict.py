@@ -5,7 +5,6 @@ import datetime as dt
 import difflib
 import functools
 import json
-import re
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -17,7 +16,6 @@ from antechamber.errors import AgentError
 T = TypeVar("T")
 
 MAX_TEXT = 1 << 20  # bytes: no configuration or policy comes near it
-_SURROGATE = re.compile(r"\\u[dD]|[\ud800-\udfff]")
 
 
 class _Duplicate(ValueError):
@@ -90,7 +88,7 @@ def load_json(text: str | bytes, *, error: type[AgentError], family: str, limit:
     try:
         text = text.decode() if isinstance(text, bytes) else text  # json would guess UTF-16, and let surrogates pass
         value = json.loads(text, object_pairs_hook=_unique_pairs, parse_constant=_no_constant)
-        if _SURROGATE.search(text):  # most texts have none, and are not walked
+        if "\\u" in text or not text.isascii():  # only these can hold one: most texts are not walked
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as e:
