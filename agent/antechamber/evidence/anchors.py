@@ -1,5 +1,6 @@
 """Trust anchors: the vendors' own, or explicitly another one, which makes every result say so."""
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ NVIDIA_ROOT_SPKI = bytes.fromhex("a90c4eb5acfd3e3d03a25db6a26b84f720ad0503196c62
 INTEL_ROOT_KEY_ID = bytes.fromhex(
     "46e403bd34f05a3f2817ab9badcaacc7ffc98e0f261008cd30dae936cace18d5dcf58eef31463613de1570d516200993"
 )
+_REMEMBERED = 64  # anchors: a policy names them once, and every appraisal asks
 VENDORS = "intel, nvidia"  # how a result names its anchors where neither is simulated
 
 
@@ -27,6 +29,7 @@ class Anchors:
     nvidia_spki: bytes
 
     @classmethod
+    @functools.lru_cache(_REMEMBERED)
     def parse(cls, *, intel: str, nvidia: str, error: type[AgentError], code: str) -> "Anchors":
         """From `intel` or PEM, `nvidia` or PEM."""
         root = None if intel == "intel" else _certificate(intel, error, code)
@@ -40,7 +43,7 @@ class Anchors:
         """Of the quotes' root, as `key_id_of`."""
         if self.intel_root is None:
             return INTEL_ROOT_KEY_ID
-        return key_id_of(x509.load_der_x509_certificate(self.intel_root))
+        return _key_id_of(self.intel_root)
 
     @property
     def vendors(self) -> bool:
@@ -78,6 +81,11 @@ def key_id_of(certificate: x509.Certificate) -> bytes:
     if isinstance(key, ec.EllipticCurvePublicKey):
         return hashlib.sha384(key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)).digest()
     return hashlib.sha384(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+
+
+@functools.lru_cache(_REMEMBERED)
+def _key_id_of(der: bytes) -> bytes:
+    return key_id_of(x509.load_der_x509_certificate(der))
 
 
 def spki_sha256(certificate: x509.Certificate) -> bytes:
