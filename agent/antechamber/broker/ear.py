@@ -7,6 +7,7 @@ import base64
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from cryptography import x509
@@ -37,7 +38,7 @@ _REGISTERS = (
 _ATTRIBUTES = {"debug": 0, "septve_disable": 28, "protection_keys": 30, "key_locker": 31, "perfmon": 63}
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, repr=False)  # no slots: the header is composed once
 class TokenSigner:
     """Signs tokens; `chain` is leaf and CA."""
 
@@ -50,17 +51,25 @@ class TokenSigner:
         Raises BrokerDenied `broker.fault` for a token that `parse_ear` would refuse for its size.
         """
         from joserfc import jwt  # noqa: PLC0415  # an extra, that a guest does without
-        from joserfc.jwk import ECKey  # noqa: PLC0415
 
+        token = jwt.encode(dict(self._header), dict(claims), self._jwk, algorithms=["ES256"])
+        if len(token) > MAX_TOKEN:
+            raise BrokerDenied("broker.fault", f"a token of {len(token)} characters", hint=f"at most {MAX_TOKEN}")
+        return token
+
+    @cached_property
+    def _header(self) -> dict[str, Any]:
         numbers = self.key.public_key().public_numbers()
         x, y = (b64url(n.to_bytes(32, "big")) for n in (numbers.x, numbers.y))
         x5c = [base64.b64encode(c.public_bytes(Encoding.DER)).decode() for c in self.chain]
         jwk = {"kty": "EC", "crv": "P-256", "alg": "ES256", "x": x, "y": y, "x5c": x5c}
-        header = {"typ": "JWT", "alg": "ES256", "jwk": jwk}
-        token = jwt.encode(header, dict(claims), ECKey.import_key(key_pem(self.key)), algorithms=["ES256"])
-        if len(token) > MAX_TOKEN:
-            raise BrokerDenied("broker.fault", f"a token of {len(token)} characters", hint=f"at most {MAX_TOKEN}")
-        return token
+        return {"typ": "JWT", "alg": "ES256", "jwk": jwk}
+
+    @cached_property
+    def _jwk(self) -> Any:
+        from joserfc.jwk import ECKey  # noqa: PLC0415
+
+        return ECKey.import_key(key_pem(self.key))
 
 
 def compose_claims(
