@@ -214,7 +214,7 @@ class Broker:
         session = self._find(credentials)
         trail.session = audit.session_digest(session.id)
         if session.result is not None:
-            trail.evidence, trail.known = session.result.digests, session.attested is not None
+            trail.evidence, trail.known = session.result.digests, session.attested is not None or session.spent
         return session
 
     def _find(self, credentials: Credentials) -> Session:

@@ -9,7 +9,6 @@ import hmac
 import ipaddress
 import secrets
 import threading
-from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -18,7 +17,8 @@ from typing import Literal
 from antechamber.errors import AppraisalRefused, BrokerDenied
 from antechamber.evidence.appraise import Phase, VerifiedEvidence, event_content
 
-MAX_SESSIONS = 4096
+MAX_SESSIONS = 4096  # that may still be given something
+_ENDED = 8  # times as many spent ones, of which little is kept: 100 releases a second for 5 minutes
 PER_PEER = 64  # of one address, contraindicated
 PER_GUEST = 16  # of one TLS key, affirming
 _NONE: Mapping[str, int] = MappingProxyType({})
@@ -63,7 +63,7 @@ class Attested:
 
 @dataclass(frozen=True, slots=True)
 class Contraindicated:
-    """What is kept of genuine Evidence that no policy vouches for: why. Anyone has a genuine TD, so it is short."""
+    """What is kept of genuine Evidence that no policy vouches for, or of a session that is spent: why. It is short."""
 
     code: str
     detail: str
@@ -149,16 +149,23 @@ class _Challenges:
 
 
 class Sessions:
-    """Those that attested: at most `limit` at a time."""
+    """Those that attested: at most `limit` at a time, and as many spent ones as there is room for the little they keep.
+
+    No operation walks them all, but for one a second that drops what is over.
+    """
 
     def __init__(self, lifetime_s: int, limit: int = MAX_SESSIONS, spent: Mapping[str, int] = _NONE) -> None:
         """`spent`: TLS keys of boots that released a key to an earlier run of the broker, and when."""
         self._lifetime_s, self._limit = lifetime_s, limit
         self._challenges = _Challenges()
-        self._by_id: OrderedDict[str, Session] = OrderedDict()
+        self._by_id: dict[str, Session] = {}
+        self._ended: dict[str, Session] = {}
         self._by_token: dict[str, Session] = {}
-        # TLS key of a boot that released a key, until when
-        self._spent = {tls: time + SPENT_S for tls, time in spent.items()}
+        self._of_guest: dict[str, dict[str, Session]] = {}  # affirming, by TLS key; oldest first
+        self._weak: dict[str, dict[str, Session]] = {}  # contraindicated, by address; oldest first
+        # TLS key of a boot that released a key, until when; soonest first
+        self._spent = {tls: time + SPENT_S for tls, time in sorted(spent.items(), key=lambda item: item[1])}
+        self._swept: int | None = None
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -173,7 +180,7 @@ class Sessions:
         challenge = self._challenges.read(session_id, now)
         if challenge is None:
             raise _denied("session.unknown", "no such session, or it is over")
-        return self._by_id.get(session_id, challenge)
+        return self._stored(session_id) or challenge
 
     def find_token(self, token_id: str, now: int) -> Session:
         """By `jti`: a token of another run of the broker is not known. Raises BrokerDenied `session.token`.
@@ -193,15 +200,18 @@ class Sessions:
             if isinstance(result, Attested):
                 self.require_unspent(result)
             self._sweep(now)
-            if (stored := self._by_id.get(session.id)) is not None:
+            if (stored := self._stored(session.id)) is not None:
                 if stored.state != "unattested":
                     raise _denied("session.state", "this session was attested meanwhile")
                 self._drop(stored)
             session.origin, session.result = origin(peer), result
             self._make_room(session)
             self._by_id[session.id] = self._by_token[result.token_id] = session
-            if isinstance(result, Attested) and result.tls is not None:
-                self._limit_guest(result.tls)
+            groups, key = self._groups(session)
+            group = groups.setdefault(key, {})
+            group[session.id] = session
+            if session.attested is not None and len(group) > PER_GUEST:
+                self._drop(next(iter(group.values())))  # even a guest that is broken into cannot fill the table
 
     def spend(self, session: Session, now: int) -> None:
         """Take the one key that a boot may release: its sessions and tokens are over. Raises BrokerDenied `session.*`.
@@ -210,24 +220,46 @@ class Sessions:
         """
         with self._lock:  # of two requests at once, one takes it
             attested = session.require(now)
-            session.spent = True
+            self._end(session)
             if attested.tls is None:
                 return
+            for other in list(self._of_guest.get(attested.tls, {}).values()):
+                if other.attested is not None and other.attested.phase == "boot":
+                    self._end(other)
+            self._spent.pop(attested.tls, None)  # to stand last
             self._spent[attested.tls] = now + SPENT_S
-            for other in self._by_id.values():
-                if other.attested is not None and other.attested.phase == "boot" and other.attested.tls == attested.tls:
-                    other.spent = True
 
     def require_unspent(self, attested: Attested) -> None:
         """Raises BrokerDenied `session.spent` for the Evidence of a boot that has released its key."""
         if attested.phase == "boot" and attested.tls in self._spent:
             raise _denied("session.spent", "another session of this boot has released a key")
 
+    def _stored(self, session_id: str) -> Session | None:
+        return self._by_id.get(session_id) or self._ended.get(session_id)
+
+    def _end(self, session: Session) -> None:
+        """It is spent: what it held goes, so that it takes no room from those to come."""
+        session.spent, kept = True, session.result
+        self._drop(session)
+        if kept is not None:
+            session.result = Contraindicated(
+                "session.spent", "it has released a key", kept.token_id, kept.token_expires, kept.digests
+            )
+            self._by_token[kept.token_id] = session
+        self._ended[session.id] = session
+        if len(self._ended) > self._limit * _ENDED:
+            self._drop(next(iter(self._ended.values())))
+
     def _sweep(self, now: int) -> None:
-        for session in [s for s in self._by_id.values() if self._over(s, now)]:
-            self._drop(session)
-        for tls in [tls for tls, until in self._spent.items() if now >= until]:
-            del self._spent[tls]
+        """Once for each second: whatever came since cannot be over."""
+        if now == self._swept:
+            return
+        self._swept = now
+        for table in (self._by_id, self._ended):
+            for session in [s for s in table.values() if self._over(s, now)]:
+                self._drop(session)
+        while self._spent and now >= next(iter(self._spent.values())):
+            del self._spent[next(iter(self._spent))]
 
     @staticmethod
     def _over(session: Session, now: int) -> bool:
@@ -235,25 +267,30 @@ class Sessions:
 
     def _make_room(self, new: Session) -> None:
         """Drop a contraindicated one of the address's own, or, when all is full, of the address that has most."""
-        weak = [s for s in self._by_id.values() if s.attested is None]
-        counts = Counter(s.origin for s in weak)
-        if new.attested is None and counts[new.origin] >= PER_PEER:
-            most = new.origin
+        own = self._weak.get(new.origin, {})
+        if new.attested is None and len(own) >= PER_PEER:
+            most = own
         elif len(self._by_id) < self._limit:
             return
-        elif weak:
-            most = counts.most_common(1)[0][0]
+        elif self._weak:
+            most = max(self._weak.values(), key=len)
         else:
             raise _denied("session.full", f"{self._limit} attested sessions")
-        self._drop(next(s for s in weak if s.origin == most))
+        self._drop(next(iter(most.values())))
 
-    def _limit_guest(self, tls: str) -> None:
-        """Even a guest that is broken into cannot fill the table."""
-        own = [s for s in self._by_id.values() if s.attested is not None and s.attested.tls == tls]
-        for session in own[:-PER_GUEST]:
-            self._drop(session)
+    def _groups(self, session: Session) -> tuple[dict[str, dict[str, Session]], str]:
+        """What it counts with, and under which key: its guest, or, contraindicated, its address."""
+        if session.attested is None:
+            return self._weak, session.origin
+        return self._of_guest, session.attested.tls or f"session {session.id}"
 
     def _drop(self, session: Session) -> None:
-        del self._by_id[session.id]
+        self._by_id.pop(session.id, None)
+        self._ended.pop(session.id, None)
         if session.result is not None:
             self._by_token.pop(session.result.token_id, None)
+        groups, key = self._groups(session)
+        if (group := groups.get(key)) is not None:
+            group.pop(session.id, None)
+            if not group:
+                del groups[key]

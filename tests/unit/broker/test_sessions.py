@@ -229,6 +229,41 @@ def test_spend_ends_every_boot_session_of_that_tls_key_and_no_other() -> None:
     sessions.attest(late, attested("i", tls="aa"), SPENT_S, PEER)
 
 
+def test_spent_sessions_take_no_room_and_keep_little() -> None:
+    sessions = Sessions(300, limit=2)
+    for i in range(20):
+        session = sessions.open(0)
+        sessions.attest(session, attested(str(i)), 0, PEER)
+        sessions.spend(session, 0)
+        assert len(sessions) == 0
+        assert session.attested is None
+        for found in (sessions.find(session.id, 0), sessions.find_token(str(i), 0)):
+            assert code_of(lambda found=found: found.require(0)) == "session.spent"  # type: ignore[misc]
+
+
+def test_spent_session_that_is_forgotten_is_of_a_boot_that_is_not() -> None:
+    sessions = Sessions(300, limit=2)
+    first = sessions.open(0)
+    sessions.attest(first, attested("first"), 0, PEER)
+    sessions.spend(first, 0)
+    for i in range(16):
+        session = sessions.open(0)
+        sessions.attest(session, attested(str(i)), 0, PEER)
+        sessions.spend(session, 0)
+    forgotten = sessions.find(first.id, 0)
+    assert code_of(lambda: forgotten.require(0)) == "session.unattested"
+    assert code_of(lambda: sessions.find_token("first", 0)) == "session.token"
+    assert code_of(lambda: sessions.attest(forgotten, attested("x", tls="first"), 0, PEER)) == "session.spent"
+
+
+def test_boots_that_an_earlier_run_spent_are_forgotten_in_the_order_of_their_time() -> None:
+    sessions = Sessions(300, spent={"sha384:late": 100, "sha384:early": 0})
+    sessions.attest(sessions.open(SPENT_S), attested("a"), SPENT_S, PEER)  # sweeps
+    sessions.attest(sessions.open(SPENT_S), attested("b", tls="early"), SPENT_S, PEER)
+    late = sessions.open(SPENT_S)
+    assert code_of(lambda: sessions.attest(late, attested("c", tls="late"), SPENT_S, PEER)) == "session.spent"
+
+
 def test_token_of_a_serving_guest_is_no_credential() -> None:
     sessions = Sessions(300)
     session = sessions.open(0)
