@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from antechamber.broker.rules import KEPT_S, GuestLimit, ResourceRule
+from antechamber.broker.sessions import SPENT_S
 from antechamber.broker.store import Database
 from antechamber.errors import BrokerDenied
 
@@ -49,9 +50,10 @@ class History:
             db.execute("UPDATE holder SET leased = ? WHERE guest = ?", (now, guest))
 
     def spent(self) -> dict[str, int]:
-        """Guests that received a resource of the boot phase, and when."""
+        """Guests that received a resource of the boot phase, and when: those that sessions still remember."""
         with self._database.read() as db:
-            rows = db.execute("SELECT guest, max(time) FROM release WHERE phase = 'boot' GROUP BY guest").fetchall()
+            query = "SELECT guest, max(time) FROM release WHERE phase = 'boot' AND time > ? GROUP BY guest"
+            rows = db.execute(query, (_latest(db) - SPENT_S,)).fetchall()
         return {str(guest): int(time) for guest, time in rows}
 
     # -- what would be decided, without deciding it
@@ -108,9 +110,13 @@ def _require_places(db: sqlite3.Connection, guest: str, resources: Mapping[str, 
 
 def _require_place(db: sqlite3.Connection, path: str, guest: str, limit: GuestLimit, now: int) -> None:
     """A guest that is live has its place; any other needs one that is free."""
+    maybe = db.execute(
+        "SELECT guest, released, leased FROM holder WHERE path = ? AND (leased > ? OR released > ?)",
+        (path, now - limit.lease_s, now - limit.boot_s),
+    )
     live = {
         str(holder)
-        for holder, released, leased in db.execute("SELECT guest, released, leased FROM holder WHERE path = ?", (path,))
+        for holder, released, leased in maybe
         if now < (leased + limit.lease_s if leased >= released else released + limit.boot_s)
     }
     if guest not in live and len(live) >= limit.max:

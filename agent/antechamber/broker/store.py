@@ -40,6 +40,8 @@ CREATE TABLE IF NOT EXISTS holder (
   path TEXT NOT NULL, guest TEXT NOT NULL, released INTEGER NOT NULL, leased INTEGER NOT NULL,
   PRIMARY KEY (path, guest)) STRICT;
 CREATE INDEX IF NOT EXISTS holder_by_guest ON holder (guest);
+CREATE INDEX IF NOT EXISTS holder_by_release ON holder (path, released);
+CREATE INDEX IF NOT EXISTS holder_by_lease ON holder (path, leased);
 CREATE TRIGGER IF NOT EXISTS audit_keeps BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
 CREATE TRIGGER IF NOT EXISTS audit_stays BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
 """

@@ -128,3 +128,20 @@ def test_rules_file_follows_the_file_and_refuses_while_it_is_wrong(tmp_path: Pat
 def test_rules_load_or_refuse_any_bytes(raw: bytes) -> None:
     with suppress(ConfigError):
         load_rules(raw)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["unlimited", "any", "demo"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["max", "per_s"]), inner, max_size=2),
+    max_leaves=3,
+)
+
+
+@given(st.sampled_from(sorted(rule("any"))), VALUES)
+def test_rule_with_any_value_loads_or_refuses(key: str, value: object) -> None:
+    """And what loads says every limit, in its own type or the one word."""
+    with suppress(ConfigError):
+        loaded = load_rules(text(resources={"a/b/c": rule("any") | {key: value}})).rules.resources["a/b/c"]
+        assert loaded.until == "unlimited" or loaded.ends() is not None
+        for limit in (loaded.releases, loaded.at_once):
+            assert limit == "unlimited" or limit.max >= 1

@@ -135,3 +135,13 @@ def test_audit_refuses_change(tmp_path: Path, change: str) -> None:
 def test_digests_name_no_secret() -> None:
     assert session_digest("0123") not in ("0123", "")
     assert set(json.loads(evidence_digests(b"q", None, ""))) == {"quote", "event_log", "additional"}
+
+
+def test_database_that_is_only_read_takes_no_write(tmp_path: Path) -> None:
+    path = str(tmp_path / "broker.sqlite")
+    Database(path).close()
+    with pytest.raises(sqlite3.OperationalError, match="readonly"), Database(path, read_only=True).write() as db:
+        db.execute("INSERT INTO moment VALUES (1, 1)")
+    (tmp_path / "other").write_bytes(b"")
+    with pytest.raises(ConfigError, match="no such table"):
+        Database(str(tmp_path / "other"), read_only=True)

@@ -1,5 +1,6 @@
 """`antechamber policy`: all that is wrong, what would be decided, and an exit status that says whether any would."""
 
+import copy
 import io
 import json
 import sqlite3
@@ -19,7 +20,9 @@ from unit.client.guest import Guest as Server
 from antechamber import cli
 from antechamber.broker.messages import Attestation
 from antechamber.broker.refused import MAX_BYTES, RefusedBodies
+from antechamber.broker.rules import ResourceRule
 from antechamber.errors import BrokerDenied
+from antechamber.evidence.initdata import mr_config_id
 from antechamber.strict import parse_utc
 
 ANY = "default/any/1"
@@ -168,6 +171,68 @@ def test_explain_refuses_when_no_rule_names_anything(
     status, out, code = run(capsys, "explain", given, "--broker", rig.directory, "--json")
     assert (status, code) == (77, "rules.none")
     assert decided(out) == {"certificates": "rules.none", "lease": "rules.none"}
+
+
+def test_explain_gives_the_reason_that_the_session_would_keep(
+    rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two policies that both fail, the first says why; and a guest that any of them accepts meets its own rule's."""
+    rules = yaml.safe_load((rig.directory / "policy.yaml").read_text())["policies"]
+    other = copy.deepcopy(rules["demo"])
+    other["gpu"]["count"] = 2
+    rig.rewrite(policies={"all": other, "demo": rules["demo"]}, lease={"policy": "all"}, resources={ANY: rule("any")})
+    for knobs, wanted in (
+        ({"mr_td": "ab" * 48}, {ANY: "appraisal.mr-td", "lease": "appraisal.mr-td"}),
+        ({"arch": "BLACKWELL"}, {ANY: "appraisal.gpu-count", "lease": "appraisal.gpu-count"}),
+        ({}, {ANY: "allowed", "lease": "appraisal.gpu-count"}),
+    ):
+        guest = rig.guest(**knobs)
+        guest.cap()
+        given = body(tmp_path, guest)
+        found = decided(run(capsys, "explain", given, "--broker", rig.directory, "--json")[1])
+        assert {what: found[what] for what in wanted} == wanted
+
+
+def test_explain_says_that_a_guest_lost_its_place(rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rig.rewrite(resources={ANY: rule("any", at_once={"max": 1, "boot_s": 60, "lease_s": 60})})
+    first, kbs = rig.guest(), rig.kbs()
+    first.attest(kbs)
+    kbs.release(ANY)
+    first.cap()
+    given = body(tmp_path, first)
+    assert decided(run(capsys, "explain", given, "--broker", rig.directory, "--json")[1])["lease"] == "allowed"
+    with rig.broker.history.releasing(ANY, "sha384:" + "33" * 48, _rule(rig), int(time.time()) + 61):
+        pass
+    assert decided(run(capsys, "explain", given, "--broker", rig.directory, "--json")[1])["lease"] == "rules.at-once"
+
+
+def _rule(rig: Rig) -> ResourceRule:
+    return rig.broker.rules.current().rules.resources[ANY]
+
+
+def test_explain_reads_the_init_data_of_a_body(rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = 'version = "0.1.0"\nalgorithm = "sha384"\n[data]\n'
+    given = body(tmp_path, rig.guest(), lambda sent: replace(sent, init_data=text))
+    assert run(capsys, "explain", given, "--broker", rig.directory)[::2] == (77, "initdata.digest")
+    bound = rig.guest(mr_config_id=mr_config_id(text.encode()).hex())
+    given = body(tmp_path, bound, lambda sent: replace(sent, init_data=text))
+    assert run(capsys, "explain", given, "--broker", rig.directory)[::2] == (77, "appraisal.mr-config-id")
+
+
+def test_explain_holds_a_bundle_against_a_brokers_rules(
+    rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = Server((rig.directory / "server.pem").read_bytes())
+    policy = yaml.safe_load(server.policy_text())
+    rig.rewrite(anchors=policy["anchors"], policies={"demo": copy.deepcopy(policy)})
+    (rig.directory / "collateral" / "simulated.json").write_text(json.dumps(server.machine.intel.collateral()))
+    document = json.loads(server.bundle("00" * 32)[0])
+    given = tmp_path / "bundle.json"
+    given.write_text(json.dumps(document))
+    status, out, _ = run(capsys, "explain", given, "--broker", rig.directory, "--json")
+    assert (status, decided(out)["lease"], decided(out)[MODEL_KEY]) == (0, "allowed", "rules.phase")
+    given.write_text(json.dumps(document | {"attestation_result": "another"}))
+    assert run(capsys, "explain", given, "--broker", rig.directory)[::2] == (77, "appraisal.bundle")
 
 
 # -- all that is wrong

@@ -159,3 +159,27 @@ def test_policy_refuses_when_the_attestation_result_is_accepted_in_no_words(valu
 def test_policy_loads_or_refuses_any_bytes(raw: bytes) -> None:
     with suppress(ConfigError):
         load_policy(raw)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["unpinned", "zero", "intel"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=8), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from(_keys()), VALUES)
+def test_policy_with_any_value_in_any_place_loads_or_refuses(path: tuple[str, ...], value: object) -> None:
+    """And what loads pins the firmware and the model, and demands a list of statuses."""
+    document = copy.deepcopy(POLICY)
+    target = document
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    with suppress(ConfigError):
+        policy = load_policy(yaml.safe_dump(document))
+        assert all(len(pin) == 96 for pin in policy.tdx.mr_td)
+        assert policy.tdx.mr_td
+        assert policy.tdx.tcb_status
+        assert isinstance(policy.events["model"], tuple)
+        assert policy.gpu.measurements == policy.gpu.revocation == "not-appraised"
