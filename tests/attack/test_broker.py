@@ -153,7 +153,7 @@ def test_forged_token_is_refused(rig: Rig) -> None:
     leaf = ca.issue(key.public_key(), "x", names=(), usage=(), now=int(time.time()), days=1)
     for signer, code in (
         (TokenSigner(key, [leaf]), "ear.chain"),
-        (TokenSigner(key, rig.broker.tokens.chain), "ear.sig"),
+        (TokenSigner(key, rig.broker.tokens.chain), "ear.signature"),
     ):
         status, _, body = rig.raw(
             "GET", f"{PREFIX}/resource/{MODEL_KEY}", Authorization=f"Bearer {signer.sign(claims)}"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -85,6 +86,17 @@ def test_empty_policy_refuses(text: str) -> None:
         verify_url(url(world), load_policy(text))
     assert refused.value.code.startswith("policy.")
     assert not world.agent.nonces
+
+
+@pytest.mark.parametrize("name", ["mr_td", "rtmr1", "mr_config_id", "xfam"])
+def test_policy_that_leaves_a_pin_out_is_refused(name: str) -> None:
+    """Nothing stands for any value but the word `unpinned`."""
+    document = yaml.safe_load((Path(__file__).parents[2] / "docs/examples/policy.yaml").read_text())
+    load_policy(yaml.safe_dump(document))
+    del document["tdx"][name]
+    with pytest.raises(ConfigError) as refused:
+        load_policy(yaml.safe_dump(document))
+    assert refused.value.code == "policy.missing"
 
 
 def test_evidence_of_another_key_is_refused_although_it_verifies() -> None:

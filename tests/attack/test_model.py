@@ -81,6 +81,18 @@ def test_swapped_segments_are_refused(package: Path) -> None:
     assert refused(package) == "model.segment"
 
 
+def test_reordered_segments_are_refused(tmp_path: Path) -> None:
+    """Each in the place of the one before it; the first becomes the third."""
+    long = Package(files=[("w.safetensors", bytes(range(256)) * 64)])  # four segments of 4096 bytes
+
+    def turn(raw: bytearray) -> None:
+        raw[: 3 * 8192] = raw[8192 : 3 * 8192] + raw[:8192]
+
+    package = long.write(tmp_path / "package")
+    edit(package / "data/00000000", turn)
+    assert refused(package, wanted=long.model_hash) == "model.segment"
+
+
 def test_repeated_segment_is_refused(package: Path) -> None:
     def repeat(raw: bytearray) -> None:
         raw[8192:16384] = raw[:8192]
@@ -140,6 +152,13 @@ def test_swapped_data_files_are_refused(tmp_path: Path) -> None:
 def test_data_of_another_package_with_the_same_key_is_refused(package: Path, tmp_path: Path) -> None:
     other = Package(package=bytes(16)).write(tmp_path / "other")
     shutil.copy(other / WEIGHTS, package / WEIGHTS)
+    assert refused(package) == "model.segment"
+
+
+def test_data_of_another_version_with_the_same_key_is_refused(package: Path, tmp_path: Path) -> None:
+    """The same model packed once more: every pack has an id of its own."""
+    newer = Package(package=bytes(16), version=2).write(tmp_path / "newer")
+    shutil.copy(newer / WEIGHTS, package / WEIGHTS)
     assert refused(package) == "model.segment"
 
 

@@ -20,7 +20,9 @@ from antechamber.boot import serve
 from antechamber.boot.ending import Stop
 from antechamber.boot.handover import AgentServer, Handover, ask
 from antechamber.config import WatchConfig
-from antechamber.engine.process import adopt_orphans, end_descendants
+from antechamber.engine import process
+from antechamber.engine.catalog import Launch
+from antechamber.engine.process import EngineProcess, adopt_orphans, end_descendants
 from antechamber.errors import AgentError, AppraisalRefused, BrokerUnreachable
 
 
@@ -46,21 +48,21 @@ class Watched:
 class Guest:
     """What `watch` needs of a serving guest, with an interval of no time."""
 
-    def __init__(self, attestor: Watched) -> None:
-        self.engine = self.gateway = None
+    def __init__(self, attestor: Watched, engine: EngineProcess | None = None) -> None:
+        self.engine, self.gateway = engine, None
         watch = WatchConfig(interval_s=1, grace_s=600)
         config = type("Config", (), {"watch": watch})()
         settings = type("Settings", (), {"config": config})()
         self.booted = type("Booted", (), {"attestor": attestor, "settings": settings})()
 
 
-def ended(attestor: Watched) -> str:
+def ended(attestor: Watched, engine: EngineProcess | None = None) -> str:
     """The code that `watch` ends with, within 20 s."""
     codes: list[str] = []
 
     def watching() -> None:
         with pytest.raises(AgentError) as caught:
-            serve.watch(Guest(attestor), serve.Open(), Stop())  # type: ignore[arg-type]
+            serve.watch(Guest(attestor, engine), serve.Open(), Stop())  # type: ignore[arg-type]
         codes.append(caught.value.code)
 
     thread = threading.Thread(target=watching, daemon=True)
@@ -88,6 +90,18 @@ def test_guest_ends_when_the_watch_dies_of_something_unforeseen() -> None:
 
 def test_guest_ends_when_there_never_was_a_verdict() -> None:
     assert ended(Watched(lambda: None, age_s=None)) == "watch.grace"
+
+
+def test_guest_ends_when_its_engine_is_dead(tmp_path: Path) -> None:
+    """Killed from outside, or by itself: long before the verdict would age."""
+    program = (sys.executable, "-c", "")
+    launch = Launch(kind="fake", image="", argv=program, env={}, cwd=str(tmp_path), socket="", transport="unix")
+    began = time.monotonic()
+    attestor = Watched(lambda: None)
+    attestor.age_s = lambda: 0.0 if time.monotonic() - began < 5 else 700.0  # type: ignore[method-assign]
+    engine = process.start(launch)
+    assert ended(attestor, engine) == "engine.died"
+    engine.stop()
 
 
 def test_guest_ends_with_the_verdicts_own_code() -> None:
@@ -191,7 +205,9 @@ def test_nothing_of_an_engine_outlives_the_wiping() -> None:
     """A double fork leaves its session and its parent; the agent adopts it, and ends it."""
     program = f"""
 import subprocess, sys
-from antechamber.engine.process import adopt_orphans, end_descendants
+from antechamber.engine import process
+from antechamber.engine.catalog import Launch
+from antechamber.engine.process import EngineProcess, adopt_orphans, end_descendants
 adopt_orphans()
 child = subprocess.Popen([sys.executable, "-c", {_FORKER!r}], stdout=subprocess.PIPE)
 child.stdout.readline()
@@ -201,8 +217,8 @@ end_descendants()
     mark = f"ANTECHAMBER_TEST_{os.getpid()}"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=os.environ | {mark: "1"})
     left = [p for p in Path("/proc").glob("[0-9]*") if _has(p, mark)]
-    for process in left:
-        os.kill(int(process.name), signal.SIGKILL)
+    for outlived in left:
+        os.kill(int(outlived.name), signal.SIGKILL)
     assert left == []
 
 
