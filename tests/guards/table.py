@@ -85,7 +85,13 @@ def by_guard(rows: Sequence[Row], guards: Mapping[str, Guard]) -> Mapping[str, t
 
 
 def require_in_place(guards: Mapping[str, Guard], source: Path) -> None:
-    """Every edit still finds its text. Raises Unusable."""
+    """Every edit still finds its text. Raises Unusable with all that do not: the code moved, and the list must too."""
+    moved = []
     for guard in guards.values():
         for edit in guard.edits:
-            edit.require_once((source / edit.file).read_text())
+            try:
+                edit.require_once((source / edit.file).read_text())
+            except (Unusable, OSError) as e:
+                moved.append(f"{guard.name}: {e}")
+    if moved:
+        raise Unusable("\n".join(moved))
