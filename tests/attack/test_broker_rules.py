@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from boots import world
 from brokers import MODEL_KEY, PREFIX, Guest, Rig, rule, running, serving
 
 from antechamber.broker.kbs import Kbs
@@ -133,8 +135,6 @@ def test_resource_for_serving_guests_is_refused_at_boot(rig: Rig) -> None:
 
 def test_policy_that_asks_the_broker_for_its_own_result_refuses_everything(rig: Rig) -> None:
     """The broker appraises no Attestation Result: a policy that demands one would be met unread."""
-    import yaml
-
     rules = yaml.safe_load((rig.directory / "policy.yaml").read_text())
     rules["policies"]["demo"]["attestation_result"] = {"ca": rig.broker.token_ca}
     rig.rewrite(policies=rules["policies"])
@@ -173,3 +173,19 @@ def test_wrong_collateral_of_the_brokers_own_is_no_verdict(rig: Rig, case: str) 
     with pytest.raises(BrokerUnreachable, match=code):
         attested(rig)
     assert rig.decisions()[-1] == ("refused", code)
+
+
+# -- whole boots
+
+
+def test_second_boot_ends_without_a_key_while_the_first_one_lives() -> None:
+    with world() as booting:
+        rules = yaml.safe_load((booting.rig.directory / "policy.yaml").read_text())
+        limit = {"at_once": {"max": 1, "boot_s": 3600, "lease_s": 600}}
+        booting.rig.rewrite(resources=rules["resources"] | {MODEL_KEY: rule("boot", **limit)})
+        booting.boot()
+        with pytest.raises(BrokerDenied, match=r"rules\.at-once") as error:
+            booting.boot()
+        assert error.value.exit_status == 77
+        assert not booting.plaintext
+        assert booting.rig.decisions()[-1] == ("refused", "rules.at-once")

@@ -13,7 +13,7 @@ import yaml
 from brokers import Rig, running
 from unit.client.guest import Guest as Server
 
-from antechamber import cli
+from antechamber import cli, config
 from antechamber.broker.messages import Attestation
 from antechamber.broker.rules import GuestLimit, ReleaseLimit, ResourceRule, Rules
 from antechamber.cli.parser import build_parser
@@ -64,6 +64,8 @@ def test_example_has_every_limit() -> None:
     (rule,) = rules["resources"].values()
     assert set(rule) == {f.name for f in dataclasses.fields(ResourceRule)}
     assert "unlimited" not in rule.values()
+    guest, _ = config.load(str(ROOT / "docs" / "examples" / "antechamber.yaml"))
+    assert rule["at_once"]["lease_s"] >= guest.watch.grace_s  # or a guest serves that the broker counts as gone
 
 
 @pytest.fixture(scope="module")
