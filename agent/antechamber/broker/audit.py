@@ -6,6 +6,7 @@ from strangers only the newest are kept: anyone can ask, and must not fill the d
 
 import hashlib
 import json
+import sqlite3
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -43,10 +44,15 @@ class Audit:
 
     def add(self, record: Record) -> None:
         """Returns once the record is on the disk. Raises sqlite3.Error, and then nothing may be released."""
+        with self._database.write() as db:
+            self.insert(db, record)
+
+    @staticmethod
+    def insert(db: sqlite3.Connection, record: Record) -> None:
+        """As part of a transaction: on the disk when that is. Raises sqlite3.Error."""
         marks = ", ".join("?" for _ in _COLUMNS)
         values = [_clean(getattr(record, name), _MAX_FIELD) for name in _COLUMNS]
-        with self._database.write() as db:
-            db.execute(f"INSERT INTO audit ({', '.join(_COLUMNS)}) VALUES ({marks})", values)  # noqa: S608  # own names
+        db.execute(f"INSERT INTO audit ({', '.join(_COLUMNS)}) VALUES ({marks})", values)  # noqa: S608  # own names
 
     def note(self, record: Record) -> None:
         """Keep the record of a stranger until enough others follow. Raises sqlite3.Error."""

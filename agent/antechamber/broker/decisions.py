@@ -152,7 +152,8 @@ class Broker:
     def release(self, trail: Trail, credentials: Credentials, path: str) -> bytes:
         """GET of a resource: a JWE. A resource of the boot phase ends session and token, whichever was shown.
 
-        Its rule's limits are decided and recorded, and the session spent, in one transaction; then it is sealed.
+        Sealed first, so that what cannot be sealed spends nothing. Its rule's limits are decided and recorded, the
+        session spent and the decision put on record in one transaction; the answer leaves once that is on the disk.
 
         Raises BrokerDenied `session.*`, `rules.*`, AppraisalRefused, MalformedEvidence `kbs.path`, NotFound.
         """
@@ -164,11 +165,12 @@ class Broker:
         if secret is None:
             raise NotFound("resource.missing", f"{path} is allowed, but not here", hint="upload it")
         with secret as value:
-            with self.history.releasing(path, self._tls(attested.verified), rule, self.clock()):
-                if rule.phase == "boot":
-                    self.sessions.spend(session, self.clock())
             sealed = jwe.seal(attested.pubkey, bytes(value))
-        self.record(trail, "released", detail=rule.phase)
+        with self.history.releasing(path, self._tls(attested.verified), rule, self.clock()) as db:
+            if rule.phase == "boot":
+                self.sessions.spend(session, self.clock())
+            self.audit.insert(db, self._record(trail, "released", detail=rule.phase))
+        self._log(trail, "released")
         return sealed
 
     def certify(self, trail: Trail, credentials: Credentials, request_der: bytes) -> bytes:
@@ -240,7 +242,15 @@ class Broker:
 
     def record(self, trail: Trail, decision: Decision, *, code: str = "", detail: str = "") -> None:
         """On the disk when this returns."""
-        record = Record(
+        record = self._record(trail, decision, code=code, detail=detail)
+        if trail.known or decision not in ("attested", "refused"):
+            self.audit.add(record)
+        else:
+            self.audit.note(record)
+        self._log(trail, decision, code)
+
+    def _record(self, trail: Trail, decision: Decision, *, code: str = "", detail: str = "") -> Record:
+        return Record(
             time=self.clock(),
             session=trail.session,
             peer=trail.peer,
@@ -251,10 +261,9 @@ class Broker:
             evidence=trail.evidence,
             policy=trail.policy,
         )
-        if trail.known or decision not in ("attested", "refused"):
-            self.audit.add(record)
-        else:
-            self.audit.note(record)
+
+    @staticmethod
+    def _log(trail: Trail, decision: Decision, code: str = "") -> None:
         log.event(f"broker.{decision}", resource=trail.resource, session=trail.session, peer=trail.peer, code=code)
 
     def refused(self, trail: Trail, error: AgentError) -> None:

@@ -22,7 +22,7 @@ class History:
         self._database = database
 
     @contextmanager
-    def releasing(self, path: str, guest: str, rule: ResourceRule, now: int) -> Iterator[None]:
+    def releasing(self, path: str, guest: str, rule: ResourceRule, now: int) -> Iterator[sqlite3.Connection]:
         """Record a release that the rule has room for, and do the body, in one transaction: both or neither.
 
         Of requests at once each sees the one before. Raises BrokerDenied `rules.until`, `rules.releases`,
@@ -40,7 +40,7 @@ class History:
                 "ON CONFLICT (path, guest) DO UPDATE SET released = excluded.released",
                 (path, guest, now),
             )
-            yield
+            yield db
 
     def lease(self, guest: str, resources: Mapping[str, ResourceRule], now: int) -> None:
         """Record that a guest is live. One that had lapsed needs a place again. Raises BrokerDenied `rules.at-once`."""

@@ -5,7 +5,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from os import urandom
 from pathlib import Path
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from urllib.parse import quote
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from antechamber.broker.commits import Commits
 from antechamber.errors import ConfigError
 from antechamber.secret import Secret
 
@@ -48,46 +49,42 @@ CREATE TRIGGER IF NOT EXISTS audit_stays BEFORE DELETE ON audit BEGIN SELECT RAI
 
 
 class Database:
-    """One connection, one lock: the broker's threads take turns, and what `write` leaves is on the disk."""
+    """Two connections, shared by the broker's threads: what one leaves is on the disk, and there the other reads it."""
 
     def __init__(self, path: str, *, read_only: bool = False) -> None:
         """`read_only`: as another process left it; empty where there is none. Raises ConfigError `broker.database`."""
         self._lock = threading.Lock()
         try:
-            self._connection = _peek(path) if read_only else self._open(path)
+            self._writing = _peek(path) if read_only else _open(path)
+            self._reading = _peek(path)
         except (sqlite3.Error, OSError) as e:
             raise ConfigError("broker.database", f"{path}: {e}", hint="give a database this version wrote") from e
-
-    @staticmethod
-    def _open(path: str) -> sqlite3.Connection:
-        Path(path).touch(mode=0o600)
-        connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA secure_delete=ON")
-        connection.executescript(_SCHEMA)
-        return connection
+        self._commits = Commits(self._writing)
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
+        """What is on the disk: waits for no write."""
         with self._lock:
-            yield self._connection
+            yield self._reading
 
-    @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction."""
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+    def write(self) -> AbstractContextManager[sqlite3.Connection]:
+        """One transaction; see `Commits`. Raises sqlite3.Error."""
+        return self._commits.transaction()
 
     def close(self) -> None:
         with self._lock:
-            self._connection.close()
+            self._reading.close()
+            self._writing.close()
+
+
+def _open(path: str) -> sqlite3.Connection:
+    Path(path).touch(mode=0o600)
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA secure_delete=ON")
+    connection.executescript(_SCHEMA)
+    return connection
 
 
 def _peek(path: str) -> sqlite3.Connection:
