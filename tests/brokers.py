@@ -65,11 +65,13 @@ class Rig:
 
 
 @contextmanager
-def running(directory: Path, clock: Callable[[], int] = wall_clock) -> Iterator[Rig]:
+def running(directory: Path, clock: Callable[[], int] = wall_clock, session_minutes: int = 5) -> Iterator[Rig]:
     """A broker with a model key and rules for the simulated machine."""
     intel, nvidia = IntelPki(), NvidiaPki()
     resources = {MODEL_KEY: rule("boot"), "default/any/1": rule("any"), "default/missing/1": rule("boot")}
     found_broker(directory, intel, nvidia, resources)
+    with (directory / "broker.yaml").open("a") as settings:
+        settings.write(f"session_minutes: {session_minutes}\n")
     with serving(directory, intel, nvidia, clock) as rig:
         for path in (MODEL_KEY, "default/any/1", "default/unruled/1"):
             rig.broker.store.put(path, KEY)

@@ -375,9 +375,9 @@ def test_booted_guest_gets_no_model_key_again(here: World) -> None:
     asked = open_challenge(kbs, tee)
     attestor = booted.attestor
     verdict = attestor._prove(asked.gpu_nonce, int(time.time()))
-    quote = attestor._quote(report_data(asked.nonce, tee.public_jwk, verdict.additional))
+    quote, _ = attestor._quote(report_data(asked.nonce, tee.public_jwk, verdict.additional))
     log = attestor._public.measured.log.cc_eventlog()
-    kbs.attest(asked.nonce, tee.public_jwk, CompositeEvidence(quote.raw, log, verdict.additional), None)
+    kbs.attest(asked.nonce, tee.public_jwk, CompositeEvidence(quote, log, verdict.additional), None)
     with pytest.raises(AgentError) as caught:
         kbs.release("kbs:///default/model-key/demo")
     assert caught.value.code in ("broker.resource", "broker.denied")

@@ -1,14 +1,15 @@
 """What a client must do, asked of our agent: its KBS client, and its whole boot, against the double of Trustee."""
 
+import base64
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from aiohttp import web
-from boots import World
+from boots import Around, World
 from brokers import KEY, MODEL_KEY, NAMES, Guest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -22,6 +23,7 @@ from antechamber.broker.kbs import Kbs
 from antechamber.broker.transport import Transport
 from antechamber.errors import AgentError, BrokerDenied, BrokerUnreachable
 from antechamber.evidence.bundle import sha384
+from antechamber.ports import Hardware
 
 
 @dataclass
@@ -49,8 +51,8 @@ class Client:
             assert bytes(key) == KEY
         assert self.double.log == [] == self.double.wrong
 
-    def boots(self) -> None:
-        self.world.boot(broker=lambda _: self.kbs())
+    def boots(self, hardware: Callable[[Hardware], Hardware] = lambda hw: hw) -> None:
+        self.world.boot(broker=lambda _: self.kbs(), hardware=hardware)
         assert self.double.wrong == []
 
     def asked(self, what: str) -> int:
@@ -264,6 +266,17 @@ def client_denied(client: Client) -> None:
     client.double.knobs.refuse = True
     refused(client.boots, BrokerDenied, "broker.attest")
     assert (client.asked("/auth"), client.asked("/attest"), client.asked(MODEL_KEY)) == (1, 1, 0)
+
+
+@asks("client.quote")
+def client_quote(client: Client) -> None:
+    """Real devices give 5006 bytes of which 4936 are the quote. The same padding is sent when it serves."""
+
+    def padding(hw: Hardware) -> Hardware:
+        return replace(hw, quotes=Around(hw.quotes, quote=lambda bound: hw.quotes.quote(bound) + bytes(70)))
+
+    client.boots(padding)
+    assert base64.b64decode(client.double.evidence["quote"]).endswith(bytes(70))
 
 
 @asks("client.status")

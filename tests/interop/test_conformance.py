@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from boots import World, world
 from brokers import KEY, MODEL_KEY, Rig, rule, running
+from brokers import serving as serving_broker
 from interop.client_role import CLIENT, Client, plugins
 from interop.kit import report
 from interop.kit.__main__ import admin_tokens, main, parser
@@ -21,8 +22,10 @@ from interop.kit.wire import Wire
 from interop.trustee import authority, serving
 from interop.trustee_double import Double, Knobs
 
-from antechamber.simulator.fleet import MODEL_HASH
+from antechamber.simulator.fleet import MODEL_HASH, found_broker
+from antechamber.simulator.knobs import Knobs as MachineKnobs
 from antechamber.simulator.machine import Machine
+from antechamber.simulator.state import State
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:EdDSA is deprecated"),
@@ -134,6 +137,31 @@ def test_command_says_it_in_a_table_and_in_json(rig: tuple[Rig, Clock], capsys: 
     assert {v["id"]: v["outcome"] for v in said["verdicts"]} == {
         "version.exact": "fail", "version.mismatch": "pass", "health": "pass",
     }  # fmt: skip
+
+
+def test_command_asks_a_broker_of_the_simulators_vendors_everything_that_needs_no_waiting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a shell would: everything comes from files and arguments."""
+    state = tmp_path / "state"
+    machine = State.open(state).machine(MachineKnobs())
+    resources = {MODEL_KEY: rule("boot"), "default/any/1": rule("any"), "default/kit/1": rule("any")}
+    directory = tmp_path / "broker"
+    found_broker(directory, machine.intel, machine.nvidia, resources)
+    with serving_broker(directory, machine.intel, machine.nvidia) as broker:
+        for path in (MODEL_KEY, "default/any/1"):
+            broker.broker.store.put(path, KEY)
+        given = {
+            "url": broker.url, "ca": directory / "broker-ca.pem", "profile": "antechamber", "attester": "simulator",
+            "simulator-state": state, "event": f"model={MODEL_HASH}", "boot-resource": MODEL_KEY,
+            "denied": "default/none/1", "missing": "default/kit/1", "token-ca": directory / "token-ca.pem",
+            "admin-key": directory / "admin.key",
+        }  # fmt: skip
+        code = main([*(w for name, value in given.items() for w in (f"--{name}", str(value))), "--throwaway", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert code == 0, [v for v in said["verdicts"] if v["outcome"] == "fail"]
+    waited = {v["id"] for v in said["verdicts"] if v["outcome"] == "not-applicable"}
+    assert waited == {"token.expired", "session.expired"}
 
 
 DOCUMENTS = [path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]

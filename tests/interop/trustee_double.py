@@ -79,6 +79,7 @@ class Double:
     references: dict[str, Any] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    evidence: Any = None  # primary evidence that was sent last
     log: list[str] = field(default_factory=list)  # causes that the client is not told
     clock: Callable[[], float] = time.time
 
@@ -156,6 +157,7 @@ class Double:
                 self.wrong.append(f"attestation {sorted(sent)}")
         except (ValueError, KeyError, TypeError) as e:
             raise attest_failed() from e
+        self.evidence = primary
         session = self.sessions.get(name)
         if session is None or session.expires <= self.clock():
             raise attest_failed()

@@ -77,9 +77,9 @@ def _release(
 ) -> Released:
     asked, verdict = handshake
     bound = report_data(asked.nonce, keys.tee.public_jwk, verdict.additional)
-    quote = tdx.Quote.parse(quotes.quote(bound))
-    tdx.require_production(quote.body)  # no key is asked for with a TD that its host can read
-    evidence = CompositeEvidence(quote.raw, measured.log.cc_eventlog(), verdict.additional)
+    quote = quotes.quote(bound)
+    tdx.require_production(tdx.Quote.parse(quote).body)  # no key is asked for with a TD that its host can read
+    evidence = CompositeEvidence(quote, measured.log.cc_eventlog(), verdict.additional)  # its padding too
     broker.attest(asked.nonce, keys.tee.public_jwk, evidence, settings.init_data)
     certificate = certify(broker, keys, settings.config.gateway.names)
     return Released(certificate, keys.tee.open(broker.release(settings.config.model.key)))

@@ -115,8 +115,10 @@ class Attestor:
             tee = self._new_tee_key()
             asked = open_challenge(self._broker, tee)
             verdict = self._prove(asked.gpu_nonce, self._now())
-            quote = self._quote(broker_report_data(asked.nonce, tee.public_jwk, verdict.additional))
-            evidence = CompositeEvidence(quote.raw, self._public.measured.log.cc_eventlog(), verdict.additional)
+            bound = broker_report_data(asked.nonce, tee.public_jwk, verdict.additional)
+            evidence = CompositeEvidence(
+                self._quote(bound)[0], self._public.measured.log.cc_eventlog(), verdict.additional
+            )
             token = self._broker.attest(asked.nonce, tee.public_jwk, evidence, self._settings.init_data)
             self._broker.lease()
             clock = read_clock(self._broker, signer_key(cfg.trust.collateral_signer), cfg.trust.floor())
@@ -149,10 +151,12 @@ class Attestor:
         cfg = self._settings.config
         return read_clock(self._broker, signer_key(cfg.trust.collateral_signer), cfg.trust.floor())
 
-    def _quote(self, bound: bytes) -> tdx.Quote:
-        quote = tdx.Quote.parse(self._hw.quotes.quote(bound))
+    def _quote(self, bound: bytes) -> tuple[bytes, tdx.Quote]:
+        """As the device gave it, padding included; and parsed."""
+        raw = self._hw.quotes.quote(bound)
+        quote = tdx.Quote.parse(raw)
         tdx.require_production(quote.body)
-        return quote
+        return raw, quote
 
     def _compose(self, nonce: bytes, clock: Clock, token: str) -> tuple[bytes, tdx.Quote]:
         public, cfg = self._public, self._settings.config
@@ -170,7 +174,7 @@ class Attestor:
                 attestation_result=sha384(token.encode()),
             )
         )
-        quote = self._quote(report_data(text))
+        quote = self._quote(report_data(text))[1]
         evidence = CompositeEvidence(quote.raw, public.measured.log.cc_eventlog(), verdict.additional)
         bundle = compose(
             text=text,

@@ -164,4 +164,11 @@ def test_open_refuses_any_header(value: dict[str, Any]) -> None:
     refused(KEY, header(json.loads(SEALED), **({"epk": 1} | value)))
 
 
+@given(st.text(max_size=2000) | st.binary(min_size=1184, max_size=1184).map(b64url), st.text(max_size=30))
+def test_seal_seals_to_or_refuses_any_kem_key(pub: str, alg: str) -> None:
+    for name in ("ML-KEM-768+A192KW", alg):
+        with suppress(MalformedEvidence):
+            seal({"kty": "AKP", "alg": name, "pub": pub}, b"key")
+
+
 SEALED = seal(KEY.public_jwk, b"key")
