@@ -1,14 +1,22 @@
 """Families of refusal. Each code is `family.reason`, never changes, and is listed in the README."""
 
+import re
 from typing import ClassVar
+
+MAX_DETAIL = 4000  # characters
+_CODE = re.compile(r"[a-z][a-z-]*(\.[a-z0-9]+(-[a-z0-9]+)*){1,2}")
 
 
 class AgentError(Exception):
-    """A refusal the operator can act on: a stable code, what was seen, what to do next."""
+    """A refusal the operator can act on: a stable code, what was seen, what to do next.
+
+    What was seen may be an attacker's: it is cut, and it is text, so that every log, database and peer takes it.
+    """
 
     exit_status: ClassVar[int] = 70
 
     def __init__(self, code: str, detail: str, *, hint: str) -> None:
+        detail = detail[:MAX_DETAIL].encode("utf-8", "replace").decode()  # half a surrogate pair becomes `?`
         super().__init__(f"{code}: {detail}")
         self.code, self.detail, self.hint = code, detail, hint
 
@@ -65,3 +73,8 @@ class ConfigError(AgentError):
     """A configuration, policy or command line that says nothing valid."""
 
     exit_status = 78
+
+
+def is_code(value: object) -> bool:
+    """Whether a peer's word for why is one of ours in form: `family.reason`."""
+    return isinstance(value, str) and len(value) <= 64 and bool(_CODE.fullmatch(value))

@@ -17,11 +17,14 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from antechamber import strict
 from antechamber.boot.attestor import Attestor
 from antechamber.boot.identity import Identity
-from antechamber.errors import AgentError, AppraisalRefused, ConfigError, HardwareUnavailable
+from antechamber.errors import AgentError, AppraisalRefused, ConfigError, HardwareUnavailable, is_code
 
-_MAX_REQUEST = 64 << 10
+_MAX_REQUEST = 64 << 10  # bytes
+_MAX_ANSWER = 8 << 20  # bytes: a bundle fits
+_MAX_HINT = 400  # characters
 _WAITING = 8  # callers' bundles under way at once: each costs a quote
 _PEER = struct.Struct("3i")  # pid, uid, gid. Source: unix(7), SO_PEERCRED
 
@@ -182,12 +185,9 @@ class _Request(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         fd = None
         try:
-            line = self.rfile.readline(_MAX_REQUEST)
-            asked = json.loads(line)
-            if not isinstance(asked, dict):
-                raise ConfigError("handover.op", "not a JSON object", hint="use this version's own parts")
+            asked = parse_request(self.rfile.readline(_MAX_REQUEST + 1))
             answer, fd = self.server.answer(asked, _peer(self.connection)[0])
-        except (ValueError, OSError) as e:
+        except OSError as e:
             answer = {"ok": False, "code": "handover.op", "detail": type(e).__name__, "hint": "send one line of JSON"}
         except AgentError as e:
             answer = {"ok": False, "code": e.code, "detail": e.detail, "hint": e.hint}
@@ -203,6 +203,39 @@ class _Request(socketserver.StreamRequestHandler):
             os.close(fd)
 
 
+def parse_request(line: bytes) -> Answer:
+    """One question to the agent. Raises ConfigError `handover.op`."""
+    try:
+        asked = strict.load_json(line, error=ConfigError, family="handover", limit=_MAX_REQUEST)
+    except ConfigError as e:
+        raise ConfigError("handover.op", e.detail, hint="send one line of JSON") from e
+    if not isinstance(asked, dict):
+        raise ConfigError("handover.op", "not a JSON object", hint="use this version's own parts")
+    return asked
+
+
+def parse_answer(line: bytes, path: str) -> Answer:
+    """What the agent answers. Raises HardwareUnavailable `handover.none`, or the agent's own refusal."""
+    try:
+        answer = strict.load_json(line, error=ConfigError, family="handover", limit=_MAX_ANSWER)
+    except ConfigError as e:
+        raise _none(path) from e
+    if not isinstance(answer, dict):
+        raise _none(path)
+    if answer.get("ok") is not True:
+        code, detail, hint = (answer.get(name) for name in ("code", "detail", "hint"))
+        if not is_code(code):
+            raise _none(path)
+        raise AppraisalRefused(str(code), str(detail), hint=str(hint)[:_MAX_HINT])
+    return answer
+
+
+def _none(path: object) -> HardwareUnavailable:
+    return HardwareUnavailable(
+        "handover.none", f"no agent answers at {path}", hint="start antechamber boot; only it hands over"
+    )
+
+
 def ask(path: Path, op: str, **arguments: str) -> Answer:
     """One request to the agent, for `exec` and `status`.
 
@@ -216,11 +249,7 @@ def ask(path: Path, op: str, **arguments: str) -> Answer:
                 raise PermissionError(f"it belongs to uid {_peer(sock)[1]}")
             sock.sendall(json.dumps({"op": op} | arguments).encode() + b"\n")
             with sock.makefile("rb") as stream:
-                answer: Answer = json.loads(stream.readline())
-    except (OSError, ValueError) as e:
-        raise HardwareUnavailable(
-            "handover.none", f"no agent answers at {path}", hint="start antechamber boot; only it hands over"
-        ) from e
-    if not answer.get("ok"):
-        raise AppraisalRefused(str(answer.get("code")), str(answer.get("detail")), hint=str(answer.get("hint")))
-    return answer
+                line = stream.readline(_MAX_ANSWER + 1)
+    except OSError as e:
+        raise _none(path) from e
+    return parse_answer(line, str(path))

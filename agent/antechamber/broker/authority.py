@@ -21,6 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from antechamber.errors import BrokerDenied, ConfigError, MalformedEvidence
 from antechamber.evidence.bundle import sha384
+from antechamber.evidence.certificates import CERTIFICATE_ERRORS
 
 MAX_CSR = 16 << 10  # bytes
 GUEST_DAYS = 7
@@ -122,7 +123,7 @@ def _parse_request(der: bytes) -> tuple[x509.CertificateSigningRequest, ec.Ellip
     try:
         request = x509.load_der_x509_csr(der)
         public, signed = request.public_key(), request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm, InvalidSignature) as e:
+    except (*CERTIFICATE_ERRORS, InvalidSignature) as e:
         raise MalformedEvidence("certificate.request", "not a PKCS#10 request", hint=hint) from e
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1 | ec.SECP384R1):
         raise MalformedEvidence("certificate.request", "not an EC P-256 or P-384 key", hint=hint)
@@ -136,7 +137,7 @@ def _requested(request: x509.CertificateSigningRequest) -> tuple[str, ...]:
         listed = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return ()
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as e:
+    except CERTIFICATE_ERRORS as e:
         raise MalformedEvidence("certificate.request", "its extensions do not parse", hint="send DNS names") from e
     if any(not isinstance(n, x509.DNSName | x509.IPAddress) for n in listed):
         raise MalformedEvidence("certificate.request", "a name is neither DNS nor address", hint="send DNS names")
@@ -198,7 +199,7 @@ def load_ec_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
 def _load_certificate(pem: bytes) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError as e:
+    except CERTIFICATE_ERRORS as e:
         raise _unusable("a certificate is not PEM") from e
 
 

@@ -1,4 +1,4 @@
-"""What an X.509 certificate may do to its reader."""
+"""What an X.509 certificate, or a request for one, may do to its reader."""
 
 import functools
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from antechamber import strict
-from antechamber.errors import AgentError, HardwareUnavailable, PlatformUnfit
+from antechamber.errors import AgentError, HardwareUnavailable, PlatformUnfit, is_code
 from antechamber.evidence.composite import decode
 from antechamber.gateway.clients import CLIENT_SHARE
 
@@ -24,6 +24,7 @@ CONNECT_S = 10.0
 HANDOVER_S = 7260.0  # the agent answers when the engine is admitted; if it dies first, the link ends
 ASK_S = 5.0
 MAX_AGE_S = 1 << 32
+_MAX_HINT = 400  # characters
 BUNDLE_S = 60.0  # a quote may take seconds, and others may be first
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _HINT = "start the gateway after `antechamber boot` has finished, as the same user or under its unit"
@@ -191,13 +192,7 @@ class AgentLink:
                 answer = await self._exchange(line)
         except (OSError, ValueError, TimeoutError) as e:
             raise HardwareUnavailable("agent.unreachable", type(e).__name__, hint="see the agent's journal") from e
-        value = strict.load_json(answer, error=HardwareUnavailable, family="agent", limit=MAX_ANSWER)
-        if not isinstance(value, dict) or not isinstance(value.get("ok"), bool):
-            raise _unreadable("no answer to the question")
-        if not value["ok"]:
-            code, detail, hint = (str(value.get(k, "")) for k in ("code", "detail", "hint"))
-            raise AgentRefused(code, detail, hint=hint)
-        return value
+        return parse(answer)
 
     async def _exchange(self, line: bytes) -> bytes:
         reader, writer = await asyncio.open_unix_connection(self.path, limit=MAX_ANSWER)
@@ -207,6 +202,19 @@ class AgentLink:
             return await reader.readline()
         finally:
             writer.close()
+
+
+def parse(answer: bytes) -> dict[str, Any]:
+    """The agent's answer. Raises HardwareUnavailable `agent.json`, `agent.answer`, or AgentRefused."""
+    value = strict.load_json(answer, error=HardwareUnavailable, family="agent", limit=MAX_ANSWER)
+    if not isinstance(value, dict) or not isinstance(value.get("ok"), bool):
+        raise _unreadable("no answer to the question")
+    if not value["ok"]:
+        code, detail, hint = (str(value.get(k, "")) for k in ("code", "detail", "hint"))
+        if not is_code(code):
+            raise _unreadable("a refusal without a code")
+        raise AgentRefused(code, detail, hint=hint[:_MAX_HINT])
+    return value
 
 
 def _verdict(value: dict[str, Any]) -> Verdict:

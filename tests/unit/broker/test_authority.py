@@ -109,3 +109,9 @@ def test_authority_loads_what_it_wrote_and_refuses_the_rest() -> None:
     assert code_of(lambda: Authority.load(CA.pem()[0], b"no")) == "broker.authority"
     with pytest.raises(ConfigError):
         CA.serve(["bad name"], now=NOW, days=1)
+
+
+def test_certify_refuses_a_request_of_an_unknown_version() -> None:
+    """Found by fuzzing: pyca's InvalidVersion is no ValueError, and became a fault of the broker's."""
+    der = request().replace(b"\x02\x01\x00", b"\x02\x01\x01", 1)
+    assert code_of(lambda: certify(der)) == "certificate.request"

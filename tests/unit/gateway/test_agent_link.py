@@ -60,6 +60,20 @@ def test_terms_parse_or_refuse_any_bytes(raw: bytes) -> None:
         agent_link._terms(raw)
 
 
+@given(st.binary(max_size=64) | st.from_regex(rb'\{"ok":(true|false|1)(,"code":"[a-z.]{0,9}")?\}', fullmatch=True))
+def test_answer_parses_or_refuses_any_bytes(raw: bytes) -> None:
+    with suppress(HardwareUnavailable, AgentRefused):
+        assert agent_link.parse(raw)["ok"] is True
+
+
+@pytest.mark.parametrize("code", [None, "", "no code", "a.b\n", "A.b", "a." + "b" * 99])
+def test_refusal_without_a_code_is_unreadable(code: str | None) -> None:
+    """Found by fuzzing: whatever stood there became the code that logs and callers see."""
+    with pytest.raises(HardwareUnavailable) as refused:
+        agent_link.parse(json.dumps({"ok": False, "code": code}).encode())
+    assert refused.value.code == "agent.answer"
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -100,15 +100,15 @@ class Server:
 
     def _ids(self, request: Request) -> tuple[int, ...]:
         tokens, prompt = self._model.tokens, request.prompt
-        if isinstance(prompt, str):
-            ids = tuple(tokens.prompt(prompt))
-        elif request.chat:
-            try:
+        try:
+            if isinstance(prompt, str):
+                ids = tuple(tokens.prompt(prompt))
+            elif request.chat:
                 ids = tuple(tokens.conversation(prompt))  # type: ignore[arg-type]  # messages, since it is a chat
-            except EngineFailed as e:
-                raise ApiError(400, e.detail, code=e.code) from e
-        else:
-            ids = prompt  # type: ignore[assignment]  # token numbers, since it is no chat
+            else:
+                ids = prompt  # type: ignore[assignment]  # token numbers, since it is no chat
+        except EngineFailed as e:
+            raise ApiError(400, e.detail, code=e.code) from e
         if not ids or not all(0 <= i < self._model.llama.arch.vocabulary for i in ids):
             raise ApiError(400, "the prompt is empty, or has a token that is not in the vocabulary", param="prompt")
         return ids

@@ -1,9 +1,9 @@
 """Text to tokens and back: tokenizer.json, fixed chat formats, sampling, stop strings."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -12,6 +12,8 @@ from tokenizers.decoders import DecodeStream
 from antechamber import strict
 from antechamber.engine.builtin.weights import Architecture, Array
 from antechamber.errors import EngineFailed
+
+T = TypeVar("T")
 
 _MAX_TOKENIZER = 64 << 20  # bytes
 _GREEDY = 1e-5  # temperatures below it mean "the likeliest"
@@ -107,11 +109,17 @@ class Tokens:
         return cls(tokenizer, chat, arch.bos, arch.eos if end is None else arch.eos | {end})
 
     def prompt(self, text: str) -> list[int]:
-        """A completion's prompt, with what the tokenizer itself adds (a first token, as a rule)."""
-        return list(self.tokenizer.encode(text).ids)
+        """A completion's prompt, with what the tokenizer itself adds (a first token, as a rule).
+
+        Raises EngineFailed `engine.tokenizer` for a tokenizer that loads, and then has no token for something.
+        """
+        return list(_library(lambda: self.tokenizer.encode(text)).ids)
 
     def conversation(self, messages: Sequence[Turn]) -> list[int]:
-        """A chat's prompt, up to where the assistant speaks. Raises EngineFailed `engine.chat-format`."""
+        """A chat's prompt, up to where the assistant speaks.
+
+        Raises EngineFailed `engine.chat-format`, and as `prompt` does.
+        """
         if (chat := self.chat) is None:
             detail = "the model has a chat template in a format that the built-in engine does not know"
             raise EngineFailed("engine.chat-format", detail, hint="use /v1/completions, or another engine")
@@ -125,7 +133,9 @@ class Tokens:
         return ids + self._text(text)
 
     def _text(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids) if text else []
+        if not text:
+            return []
+        return list(_library(lambda: self.tokenizer.encode(text, add_special_tokens=False)).ids)
 
     def text(self, stop: tuple[str, ...] = ()) -> "Text":
         return Text(self.tokenizer, stop)
@@ -143,14 +153,24 @@ def _pieces(messages: Sequence[Turn], chat: ChatFormat) -> Iterator[tuple[str, b
 def parse_tokenizer(raw: bytes) -> Tokenizer:
     """tokenizer.json. Raises EngineFailed `engine.tokenizer`, `engine.json`."""
     _json(raw)
-    try:
-        tokenizer = Tokenizer.from_buffer(raw)
-    except Exception as e:  # the library raises nothing narrower
-        raise EngineFailed("engine.tokenizer", f"tokenizer.json: {str(e)[:120]}", hint=_HINT) from e
+    tokenizer = _library(lambda: Tokenizer.from_buffer(raw))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _library(call: Callable[[], T]) -> T:
+    """A call of the tokenizers library. Raises EngineFailed `engine.tokenizer`.
+
+    Its errors are bare Exceptions, and where its Rust code panics not even that: pyo3's PanicException.
+    """
+    try:
+        return call()
+    except BaseException as e:
+        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+            raise
+        raise EngineFailed("engine.tokenizer", f"tokenizer.json: {str(e)[:120]}", hint=_HINT) from e
 
 
 def _json(raw: bytes) -> Any:
@@ -167,7 +187,7 @@ class Text:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        self._held += self._decoder.step(self._tokenizer, token) or ""
+        self._held += _library(lambda: self._decoder.step(self._tokenizer, token)) or ""
         found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:
             self.stopped, out, self._held = True, self._held[: min(found)], ""

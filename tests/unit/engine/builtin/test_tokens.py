@@ -106,6 +106,31 @@ def test_tokenizer_parses_or_refuses_any_bytes(raw: bytes) -> None:
         parse_tokenizer(raw)
 
 
+def broken(**model: object) -> bytes:
+    """tokenizer.json of one model, as a packer may have it."""
+    import json
+
+    whole = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]], "unk_token": None} | model
+    return json.dumps({"version": "1.0", "added_tokens": [], "model": whole}).encode()
+
+
+def test_tokenizer_is_refused_where_the_library_panics() -> None:
+    """Found by fuzzing: a merge shorter than the prefix of continuing parts. pyo3's PanicException is no Exception."""
+    assert parse_tokenizer(broken())
+    with refusals("engine.tokenizer"):
+        parse_tokenizer(broken(continuing_subword_prefix="##"))
+        pytest.fail("the library takes it now: is the guard still needed?")
+
+
+def test_prompt_is_refused_where_the_tokenizer_has_no_token_for_it() -> None:
+    """Found by fuzzing: a tokenizer that loads, and whose token for unknown text is not in its vocabulary."""
+    found = Tokens(parse_tokenizer(broken(unk_token="none")), None, None, frozenset())
+    assert found.prompt("ab") == [2]
+    with pytest.raises(EngineFailed) as refused:
+        found.prompt("xyz")
+    assert refused.value.code == "engine.tokenizer"
+
+
 @given(st.text(max_size=40))
 def test_text_gives_back_what_was_encoded(text: str) -> None:
     found = TOKENS
