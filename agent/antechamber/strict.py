@@ -16,6 +16,9 @@ from antechamber.errors import AgentError
 T = TypeVar("T")
 
 MAX_TEXT = 1 << 20  # bytes: no configuration or policy comes near it
+MAX_DEPTH = 32  # collections within one another in YAML
+MAX_NUMBER = 40  # characters of a number in YAML: 0x has no limit of Python's, and what prints it does
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class _Duplicate(ValueError):
@@ -26,7 +29,7 @@ _IMPLICIT = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "fl
 
 
 class _UniqueLoader(yaml.SafeLoader):  # in Python: libyaml composes aliases where no hook sees them
-    """SafeLoader that refuses duplicate keys, aliases (expansion bombs), merge keys and explicit tags.
+    """SafeLoader that refuses duplicate keys, aliases (expansion bombs), merge keys, explicit tags, and what is deep.
 
     A plain scalar is null, a truth value, a number or text: a date stays text.
     """
@@ -36,15 +39,23 @@ class _UniqueLoader(yaml.SafeLoader):  # in Python: libyaml composes aliases whe
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    depth = 0
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise yaml.YAMLError("aliases are not allowed")
         tag = self.peek_event().tag  # type: ignore[no-untyped-call]
         if tag is not None:  # PyYAML's constructors crash on a value that its tag misnames
             raise yaml.YAMLError(f"tag {tag!r} is not allowed")
+        if self.depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"more than {MAX_DEPTH} collections within one another")
+        self.depth += 1
         node = super().compose_node(parent, index)
+        self.depth -= 1
         if isinstance(node, yaml.ScalarNode):
             node.value.encode()  # an escape may name half a surrogate pair, which is no character
+            if node.tag in _NUMBERS and len(node.value) > MAX_NUMBER:
+                raise yaml.YAMLError(f"a number of {len(node.value)} characters, at most {MAX_NUMBER}")
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -80,11 +91,15 @@ def parse_utc(text: str) -> int:
     return int(dt.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=dt.UTC).timestamp())
 
 
-def load_json(text: str | bytes, *, error: type[AgentError], family: str, limit: int = MAX_TEXT) -> Any:
-    """JSON value; duplicate keys, NaN, lone surrogates, bytes that are not UTF-8 and texts over `limit` bytes are
-    refused (`<family>.json`)."""
+def load_json(
+    text: str | bytes, *, error: type[AgentError], family: str, limit: int = MAX_TEXT, structure: int | None = None
+) -> Any:
+    """JSON value; duplicate keys, NaN, lone surrogates, bytes that are not UTF-8, texts over `limit` bytes and those
+    with over `structure` characters of `{[,:` are refused (`<family>.json`)."""
     if len(text) > limit:
         _refuse(error, f"{family}.json", f"{len(text)} bytes, at most {limit}")
+    if structure is not None and (found := count_structure(text)) > structure:
+        _refuse(error, f"{family}.json", f"{found} of {{[,: in it, at most {structure}")
     try:
         text = text.decode() if isinstance(text, bytes) else text  # json would guess UTF-16, and let surrogates pass
         value = json.loads(text, object_pairs_hook=_unique_pairs, parse_constant=_no_constant)
@@ -93,6 +108,12 @@ def load_json(text: str | bytes, *, error: type[AgentError], family: str, limit:
         return value
     except (ValueError, RecursionError) as e:
         raise error(f"{family}.json", str(e)[:200], hint="send valid JSON without duplicate keys") from e
+
+
+def count_structure(text: str | bytes) -> int:
+    """Of `{[,:`, those in texts included: 8 MiB of `[{},{},..]` take hundreds once built, so they are counted first."""
+    raw = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
+    return sum(map(raw.count, (b"{", b"[", b",", b":")))
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -181,7 +202,7 @@ class _Builder:
         given = {}
         for key, item in value.items():
             if key not in fields:
-                near = difflib.get_close_matches(str(key), fields, n=1)
+                near = difflib.get_close_matches(str(key)[:64], fields, n=1)
                 meant = f"; did you mean {near[0]}?" if near else f"; keys are {', '.join(fields)}"
                 self.refuse("unknown", f"{at}.{key}".lstrip(".") + f" is not a key here{meant}")
             given[key] = self.convert(item, _hints(kind)[key], f"{at}.{key}".lstrip("."))

@@ -101,7 +101,7 @@ def report(result: Result) -> None:
     for name in result.findings:
         print(f"  {name}")
         if (told := folder / f"{name}.txt").is_file():
-            print("".join(f"    {line}\n" for line in told.read_text().splitlines()[-12:]), end="")
+            print("".join(f"    {line[:200]}\n" for line in told.read_text().splitlines()[-12:]), end="")
         if (input_ := folder / name).is_file():
             data = input_.read_bytes()
             shown = base64.b64encode(data).decode() if len(data) <= _SHOWN else str(input_)

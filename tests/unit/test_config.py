@@ -1,10 +1,14 @@
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from unit.guest_config import document, text
 
-from antechamber import config
+from antechamber import config, strict
 from antechamber.errors import ConfigError
 
 
@@ -73,3 +77,27 @@ def test_load_refuses_when_the_file_is_absent(tmp_path: Path) -> None:
         config.load(str(tmp_path / "none.yaml"))
     assert refused.value.code == "config.file"
     assert refused.value.exit_status == 78
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.binary(max_size=200))
+def test_config_parses_or_refuses_any_bytes(raw: bytes) -> None:
+    with suppress(ConfigError):
+        strict.load_yaml(raw, config.Config, error=ConfigError, family="config")
+
+
+PLACES = [(section, key) for section, keys in document().items() if isinstance(keys, dict) for key in keys]
+
+
+@given(st.sampled_from(PLACES), VALUES)
+def test_config_parses_or_refuses_any_value(place: tuple[str, str], value: object) -> None:
+    section, key = place
+    changed = document(**{section: document().get(section, {}) | {key: value}})
+    with suppress(ConfigError):
+        strict.load_yaml(yaml.safe_dump(changed), config.Config, error=ConfigError, family="config")

@@ -199,8 +199,7 @@ class Attestation:
 
 def _require_few(raw: bytes) -> None:
     """8 MiB of `[{},{},..]` would take hundreds once built, so it is not built."""
-    found = sum(map(raw.count, (b"{", b"[", b",", b":")))
-    if found > MAX_STRUCTURE:
+    if (found := strict.count_structure(raw)) > MAX_STRUCTURE:
         raise _malformed("kbs.structure", f"{found} of {{[,: in it, at most {MAX_STRUCTURE}")
 
 

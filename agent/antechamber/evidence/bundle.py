@@ -25,6 +25,7 @@ FORMAT = "antechamber-evidence/1"
 LABEL = b"antechamber/serve/v1\0"
 GPU_LABEL = b"antechamber/gpu-nonce/v1\0"
 MAX_BUNDLE = 8 << 20  # bytes
+MAX_STRUCTURE = 10_000  # of `{[,:`: a bundle has few values, and long ones
 CLOCK_SKEW_S = 300
 
 
@@ -110,7 +111,9 @@ _KEYS = {
 
 def parse_bundle(text: bytes) -> Bundle:
     """Raises MalformedEvidence `bundle.*`, `evidence.*`."""
-    value: Any = strict.load_json(text, error=MalformedEvidence, family="bundle", limit=MAX_BUNDLE)
+    value: Any = strict.load_json(
+        text, error=MalformedEvidence, family="bundle", limit=MAX_BUNDLE, structure=MAX_STRUCTURE
+    )
     if not isinstance(value, dict) or set(value) != _KEYS or value["format"] != FORMAT:
         raise malformed("bundle.shape", f"not a {FORMAT} document")
     if not all(isinstance(value[k], str) for k in _KEYS - {"tdx"}):

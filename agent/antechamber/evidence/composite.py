@@ -19,6 +19,7 @@ from antechamber.errors import MalformedEvidence
 MAX_EVENT_LOG = 4 << 20  # bytes
 MAX_QUOTE = 128 << 10  # bytes: the kernel's buffer
 MAX_DEVICES = 16
+MAX_STRUCTURE = 1000  # of `{[,:` in the list of devices: each has eight
 _HINT = "send the evidence as KBS protocol 0.4.0 defines it"
 
 
@@ -65,7 +66,9 @@ class CompositeEvidence:
         """The NVIDIA devices in `additional`. Raises MalformedEvidence `evidence.*`."""
         if not self.additional:
             return ()
-        value = strict.load_json(self.additional, error=MalformedEvidence, family="evidence", limit=4 << 20)
+        value = strict.load_json(
+            self.additional, error=MalformedEvidence, family="evidence", limit=4 << 20, structure=MAX_STRUCTURE
+        )
         if not isinstance(value, dict) or set(value) != {"nvidia"}:
             raise MalformedEvidence("evidence.devices", "not an object with nvidia alone", hint=_HINT)
         listed = value["nvidia"].get("device_evidence_list") if isinstance(value["nvidia"], dict) else None

@@ -176,8 +176,8 @@ def _text(value: Mapping[str, Any], name: str) -> str:
 
 def _time(value: Mapping[str, Any], name: str) -> int:
     found = value.get(name)
-    if not isinstance(found, int) or isinstance(found, bool):
-        raise _malformed(f"{name} is not a whole number")
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < 1 << 53:
+        raise _malformed(f"{name} is not a time in whole seconds")
     return found
 
 

@@ -15,10 +15,14 @@ from typing import Any, NoReturn
 from antechamber.errors import AppraisalRefused, MalformedEvidence
 
 MAX_INIT_DATA = 64 << 10  # bytes
+MAX_PARTS = 32  # of one dotted key
 SETTINGS = "antechamber.toml"  # our entry in [data]
 TEXT_KEYS = ("MODEL_HASH", "MODEL_SOURCE", "MODEL_KEY", "MODEL_NAME", "BROKER_URL")
 _ALLOWED = ", ".join((*TEXT_KEYS, "NAMES", "TLS_INSIDE_ENCLAVE"))
 _ALGORITHMS = ("sha256", "sha384", "sha512")
+# tomllib keeps every beginning of a dotted key: one of 64 KiB would take gigabytes.
+_PART = r'(?:[A-Za-z0-9_-]++|"(?:[^"\\\n]|\\.)*+"|\'[^\'\n]*+\')'
+_LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{MAX_PARTS}}}")
 _HINT = "write the init-data as docs say: version 0.1.0, an algorithm, and [data] with antechamber.toml"
 
 
@@ -69,7 +73,8 @@ def parse(text: bytes) -> InitData:
         _malformed("initdata.shape", "not version 0.1.0 with algorithm and [data]")
     algorithm, data = document["algorithm"], document["data"]
     if not isinstance(algorithm, str) or algorithm not in _ALGORITHMS:
-        _malformed("initdata.algorithm", f"{algorithm!r} is not one of {', '.join(_ALGORITHMS)}")
+        seen = repr(algorithm[:40]) if isinstance(algorithm, str) else type(algorithm).__name__
+        _malformed("initdata.algorithm", f"{seen} is not one of {', '.join(_ALGORITHMS)}")
     if not isinstance(data, dict) or not all(isinstance(v, str) for v in data.values()):
         _malformed("initdata.shape", "[data] is not a table of texts")
     digest = hashlib.new(algorithm, text).digest()
@@ -92,7 +97,8 @@ def _settings(text: str) -> dict[str, Any]:
         names = tuple(names)
     tls = table.get("TLS_INSIDE_ENCLAVE")
     if "TLS_INSIDE_ENCLAVE" in table and tls is not True:
-        raise AppraisalRefused("initdata.tls", f"TLS_INSIDE_ENCLAVE is {tls!r}", hint="TLS ends inside, or nowhere")
+        seen = "false" if tls is False else f"of type {type(tls).__name__}"  # a number may be too long to print
+        raise AppraisalRefused("initdata.tls", f"TLS_INSIDE_ENCLAVE is {seen}", hint="TLS ends inside, or nowhere")
     return {key.lower(): table.get(key) for key in TEXT_KEYS} | {"names": names, "tls_inside_enclave": tls}
 
 
@@ -104,7 +110,10 @@ def _toml(text: bytes) -> dict[str, Any]:
     if len(text) > MAX_INIT_DATA:
         _malformed("initdata.size", f"{len(text)} bytes, at most {MAX_INIT_DATA}")
     try:
-        return tomllib.loads(text.decode())
+        decoded = text.decode()
+        if _LONG_KEY.search(decoded):
+            _malformed("initdata.toml", f"a dotted key of more than {MAX_PARTS} parts")
+        return tomllib.loads(decoded)
     except (ValueError, RecursionError) as e:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise MalformedEvidence("initdata.toml", " ".join(str(e).split())[:200], hint=_HINT) from e
 

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -36,6 +37,7 @@ from antechamber.simulator.intel import IntelPki
 from antechamber.simulator.machine import Machine
 from antechamber.simulator.nvidia import NvidiaPki
 
+EXAMPLE = Path(__file__).resolve().parents[3] / "docs" / "examples" / "policy.yaml"
 NONCE = bytes(range(32))
 MODEL = "sha256:" + "ab" * 32
 SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -91,21 +93,13 @@ def _policy() -> Policy:
     reference: Any = guest.machine.reference()
     names = ("mr_td", "rtmr0", "rtmr1", "rtmr2", "td_attributes", "xfam", "mr_seam")
     zero = dict.fromkeys(("mr_config_id", "mr_owner", "mr_owner_config"), "zero")
-    rules = {
-        "version": 1,
-        "anchors": {"intel": PKI.root_pem, "nvidia": GPUS.root_pem},
-        "collateral": {
-            "signer": base64.b64encode(SIGNER.public_key().public_bytes_raw()).decode(), "max_age_s": 86400,
-            "min_tcb_eval": 1,
-        },
-        "tdx": {n: [reference[n]] for n in names} | zero | {"tcb_status": ["UpToDate"], "advisories": []},
-        "events": {n: [guest.contents[n]] for n in ("config", "init-data", "engine", "model", "gpu")},
-        "gpu": {
-            "count": 1, "arch": ["HOPPER"], "modes": ["spt"], "driver_min": "570.00", "vbios": "unpinned",
-            "measurements": "not-appraised", "revocation": "not-appraised",
-        },
-        "attestation_result": "not-appraised",
-    }  # fmt: skip
+    signer = base64.b64encode(SIGNER.public_key().public_bytes_raw()).decode()
+    rules = yaml.safe_load(EXAMPLE.read_text())  # every key, whatever a version adds
+    rules["anchors"] = {"intel": PKI.root_pem, "nvidia": GPUS.root_pem}
+    rules["collateral"] |= {"signer": signer, "min_tcb_eval": 1}
+    rules["tdx"] |= {n: [reference[n]] for n in names} | zero
+    rules["events"] = {n: [guest.contents[n]] for n in ("config", "init-data", "engine", "model", "gpu")}
+    rules["gpu"] |= {"driver_min": "570.00"}
     return load_policy(yaml.safe_dump(rules))
 
 

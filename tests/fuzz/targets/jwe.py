@@ -4,6 +4,7 @@ import functools
 import json
 
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 from fuzz.contract import Target
 from fuzz.mutation import Mutator, unbase64
 
+from antechamber.broker import kem
 from antechamber.broker.jwe import ECDH, TeeKey, seal
 from antechamber.broker.messages import b64url
 from antechamber.simulator.authority import derive_bytes, derive_key
@@ -24,7 +26,8 @@ _INFO = len(ECDH).to_bytes(4, "big") + ECDH.encode() + bytes(8) + (256).to_bytes
 @functools.cache
 def keys() -> tuple[TeeKey, ...]:
     """The same in every run, as the corpus is for them."""
-    return (*(TeeKey(derive_key(bytes(32), f"jwe/{name}", curve)) for name, curve in CURVES.items()), TeeKey(_rsa()))
+    curves = (TeeKey(derive_key(bytes(32), f"jwe/{name}", curve)) for name, curve in CURVES.items())
+    return (*curves, TeeKey(_rsa()), TeeKey(MLKEM768PrivateKey.from_seed_bytes(bytes(64))))
 
 
 def _rsa() -> rsa.RSAPrivateKey:
@@ -44,7 +47,7 @@ def _prime(label: str) -> int:
 def run(data: bytes) -> None:
     if not data:
         return
-    with keys()[data[0] % 3].open(data[1:]) as plain:
+    with keys()[data[0] % len(keys())].open(data[1:]) as plain:
         assert bytes(plain) == PLAIN, "it opens to what nobody sealed"
 
 
@@ -67,6 +70,11 @@ def resealed(which: int, header: object, plain: bytes, wrapped: bytes | None = N
     if wrapped is None:
         if isinstance(private, rsa.RSAPrivateKey):
             wrapped = private.public_key().encrypt(CEK, padding.OAEP(padding.MGF1(SHA256()), SHA256(), None))
+        elif isinstance(private, MLKEM768PrivateKey):
+            kek, ciphertext = kem.encapsulate(private.public_key().public_bytes_raw())
+            wrapped = aes_key_wrap(kek, CEK)
+            if isinstance(header, dict) and isinstance(header.get("ek"), str):
+                header = header | {"ek": b64url(ciphertext)}
         else:
             ours = derive_key(bytes(32), "jwe/ephemeral", private.curve)
             kek = ConcatKDFHash(SHA256(), 32, _INFO).derive(ours.exchange(ec.ECDH(), private.public_key()))
@@ -82,21 +90,22 @@ def resealed(which: int, header: object, plain: bytes, wrapped: bytes | None = N
 
 
 def mutate(m: Mutator, data: bytes) -> bytes:
-    which = data[0] % 3
+    which = data[0] % len(keys())
     match m.random.randrange(4):
         case 0:  # one part
             return data[:1] + json.dumps(m.json(json.loads(data[1:]))).encode()
         case 1:  # another header, well sealed
             return data[:1] + resealed(which, m.json(_header(data)), PLAIN)
         case 2:  # another wrapped key
-            return data[:1] + resealed(which, _header(data), PLAIN, m.bytes(bytes(40 if which < 2 else 256)))
+            return data[:1] + resealed(which, _header(data), PLAIN, m.bytes(bytes(256 if which == 2 else 40)))
         case _:
-            return bytes([m.random.randrange(3)]) + data[1:]
+            return bytes([m.random.randrange(len(keys()))]) + data[1:]
 
 
 WORDS = (
-    "alg", "enc", "epk", "zip", "DEF", "crit", "apu", "apv", "p2c", "jku", "kid", "crv", "kty", "x", "y", "EC", "P-256",
-    "P-521", "P-384", "A256GCM", "A128GCM", "A128CBC-HS256", ECDH, "RSA-OAEP-256", "RSA1_5", "dir", "ECDH-ES",
-    "protected", "encrypted_key", "iv", "ciphertext", "tag", "aad", "header", "recipients",
+    "alg", "enc", "epk", "ek", kem.KEM, "AKP", "pub", "zip", "DEF", "crit", "apu", "apv", "p2c", "jku", "kid",
+    "crv", "kty", "x", "y", "EC", "P-256", "P-521", "P-384", "A256GCM", "A128GCM", "A128CBC-HS256", ECDH,
+    "RSA-OAEP-256", "RSA1_5", "dir", "ECDH-ES", "protected", "encrypted_key", "iv", "ciphertext", "tag", "aad",
+    "header", "recipients",
 )  # fmt: skip
 TARGET = Target(name="jwe", run=run, seeds=seeds, mutate=mutate, words=WORDS, max_len=1 << 14)

@@ -15,6 +15,7 @@ from antechamber.broker.messages import (
     ErrorInformation,
     Request,
     Response,
+    b64url,
     build_token,
     parse_path,
     parse_pubkey,
@@ -120,6 +121,7 @@ def _input(kind: str, text: bytes) -> bytes:
 
 def seeds() -> list[bytes]:
     key = TeeKey.generate().public_jwk
+    kem = {"alg": "ML-KEM-768+A192KW", "kty": "AKP", "pub": b64url(bytes(1184))}
     rsa = {"alg": "RSA-OAEP-256", "kty": "RSA", "n": "_" * 341 + "w", "e": "AQAB"}
     nonce = base64.b64encode(bytes(32)).decode()
     device = {"arch": "HOPPER", "uuid": "GPU-0", "evidence": "AAAA", "certificate": "AAAA"}
@@ -143,6 +145,7 @@ def seeds() -> list[bytes]:
         _input("session", SESSIONS.open(NOW - 301).id.encode()),
         _input("pubkey", json.dumps(key).encode()),
         _input("pubkey", json.dumps(rsa).encode()),
+        _input("pubkey", json.dumps(kem).encode()),
     ]  # fmt: skip
 
 
@@ -164,6 +167,7 @@ def mutate(m: Mutator, data: bytes) -> bytes:
 
 
 WORDS = (
+    "AKP", "pub", "ML-KEM-768+A192KW",
     "version", "tee", "tdx", "extra-params", "supported-hash-algorithms", "selected-hash-algorithm", "sha384",
     "nonce", "init-data", "runtime-data", "tee-pubkey", "tee-evidence", "primary_evidence", "additional_evidence",
     "cc_eventlog", "quote", "nvidia", "device_evidence_list", "kty", "crv", "alg", "x", "y", "n", "e", "EC", "RSA",

@@ -3,16 +3,21 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import yaml
 from brokers import KEY, NAMES, Rig
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
 
+from antechamber import strict
 from antechamber.broker import admin
 from antechamber.broker.admin_token import AdminVerifier, build_admin_token
 from antechamber.broker.messages import b64url
-from antechamber.broker.settings import AdminSettings, load_settings, parse_listen
+from antechamber.broker.settings import AdminSettings, BrokerSettings, load_settings, parse_listen
 from antechamber.errors import AgentError, BrokerDenied, ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore:EdDSA is deprecated")
@@ -154,3 +159,40 @@ def test_serve_refuses_an_address_in_use(rig: Rig) -> None:
     with pytest.raises(ConfigError) as refused:
         admin.serve(rig.directory, rig.url.removeprefix("https://"))
     assert refused.value.code == "broker.listen"
+
+
+ADMIN = Ed25519PrivateKey.from_private_bytes(bytes(32))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.text(max_size=60) | st.from_regex(r"[\w-]{1,9}\.[\w-]{1,9}\.[\w-]{0,9}", fullmatch=True))
+def test_admin_token_is_denied_whatever_it_says_when_nobody_signed_it(text: str) -> None:
+    with pytest.raises(BrokerDenied):
+        AdminVerifier(ADMIN.public_key(), SETTINGS).require(text, 0)
+
+
+@given(st.sampled_from(["exp", "nbf", "iss", "aud", "sub", "role"]), JSON, st.dictionaries(st.text(max_size=5), JSON))
+def test_admin_token_is_read_or_denied_whatever_its_claims(name: str, value: object, header: dict[str, object]) -> None:
+    import json
+
+    claims = {"exp": 100, "iss": "antechamber", "aud": "KBS", "role": "admin"} | {name: value}
+    text = ".".join(b64url(json.dumps(part).encode()) for part in (header | {"alg": "EdDSA"}, claims))
+    token = text + "." + b64url(ADMIN.sign(text.encode()))
+    with suppress(BrokerDenied):
+        AdminVerifier(ADMIN.public_key(), SETTINGS).require(token, 0)
+
+
+@given(st.text(max_size=40) | st.from_regex(r"[0-9.]{0,9}:[0-9]{0,7}", fullmatch=True))
+def test_address_parses_or_refuses_any_text(text: str) -> None:
+    with suppress(ConfigError):
+        assert 0 <= parse_listen(text)[1] <= 65535
+
+
+@given(st.binary(max_size=200) | JSON.map(lambda value: yaml.safe_dump(value).encode()))
+def test_settings_parse_or_refuse_any_bytes(raw: bytes) -> None:
+    with suppress(ConfigError):
+        strict.load_yaml(raw, BrokerSettings, error=ConfigError, family="broker")

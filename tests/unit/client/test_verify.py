@@ -1,14 +1,17 @@
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from unit.client.guest import Guest, booted, url
 from unit.gateway.world import running
 
 from antechamber.client import report, saved
 from antechamber.client.fetch import EndpointUnreachable, Origin
-from antechamber.client.verify import verify_url
-from antechamber.errors import AppraisalRefused, ConfigError
+from antechamber.client.verify import public_key, verify_url
+from antechamber.errors import AppraisalRefused, ConfigError, MalformedEvidence
 
 
 def test_verify_accepts_a_guest_that_is_what_the_policy_says() -> None:
@@ -99,3 +102,17 @@ def test_report_is_one_json_object() -> None:
     shown = json.loads(json.dumps(report.as_json(result)))
     assert shown["ok"] is True
     assert {"name", "outcome", "seen", "wanted", "code"} == set(shown["claims"][0])
+
+
+@given(st.text(max_size=60) | st.from_regex(r"https://[a-z0-9.:@\[\]%]{0,30}/?", fullmatch=True))
+def test_origin_parses_or_refuses_any_text(text: str) -> None:
+    with suppress(ConfigError):
+        origin = Origin.parse(text)
+        assert 0 < origin.port <= 65535
+        assert not set("\r\n /") & set(origin.host)
+
+
+@given(st.binary(max_size=80))
+def test_certificate_parses_or_is_refused_whatever_its_bytes(raw: bytes) -> None:
+    with suppress(MalformedEvidence):
+        public_key(raw)

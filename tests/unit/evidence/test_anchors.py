@@ -1,9 +1,12 @@
 import json
 import ssl
+from contextlib import suppress
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given
+from hypothesis import strategies as st
 from vectors import VECTORS, needs_vectors
 
 from antechamber.errors import ConfigError
@@ -52,3 +55,11 @@ def test_anchors_refuse_when_the_key_is_of_no_known_kind() -> None:
     with pytest.raises(ConfigError) as refused:
         parse(nvidia=ssl.DER_cert_to_PEM_cert(der))
     assert refused.value.code == "config.value"
+
+
+@given(st.text(max_size=80) | st.binary(max_size=80).map(lambda raw: ssl.DER_cert_to_PEM_cert(raw)))
+def test_anchor_parses_or_refuses_any_text(text: str) -> None:
+    with suppress(ConfigError):
+        parse(intel=text)
+    with suppress(ConfigError):
+        parse(nvidia=text)
