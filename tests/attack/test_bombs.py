@@ -328,6 +328,6 @@ def test_configuration_that_cannot_be_read_is_not_called_harmless() -> None:
 
 
 def test_token_of_a_time_without_end_is_refused() -> None:
-    """Found by hand: how long ago 10^4300 seconds were is a number of 4301 digits, and printing it raised ValueError."""
+    """Found by hand: how long ago that was is a number of 4301 digits, and printing it raised ValueError."""
     text = token_target.signed(0, token_target.header(), token_target.claims(exp=-(10**4300 - 1)))[1:]
     assert refused(lambda raw: token_target._ear(raw.decode()), text) == "ear.shape"

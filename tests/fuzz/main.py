@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -45,25 +47,26 @@ class Place:
         self.corpus, self.seeds, self.findings = (self.root / n for n in ("corpus", "seeds", "findings"))
         for directory in (self.corpus, self.seeds, self.findings):
             directory.mkdir(parents=True, exist_ok=True)
-        for old in (*self.findings.iterdir(), *self.seeds.iterdir()):
-            old.unlink()
         self.launcher, self.words = self.root / "launch", self.root / "words"
         self.words.write_text("".join(f'"{_escaped(word)}"\n' for word in target.words))
         command = shlex.join([sys.executable, "-m", "fuzz.one", target.name, str(self.findings), str(self.launcher)])
         self.launcher.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT / "tests"))} exec {command} "$@"\n')
         self.launcher.chmod(0o755)
 
-    def write_seeds(self, *, vectors: bool) -> None:
-        for data in (*self.target.seeds(), *(self.target.vectors() if vectors else ())):
+    def begin(self) -> None:
+        """Fresh seeds, real evidence among them where there is any, and no findings."""
+        for old in (*self.findings.iterdir(), *self.seeds.iterdir()):
+            old.unlink()
+        for data in (*self.target.seeds(), *self.target.vectors()):
             (self.seeds / file_name(data)).write_bytes(data)
 
-    def start(self, *arguments: str | Path) -> tuple[int, str]:
-        """Status and output of one libFuzzer process."""
+    def start(self, log: str, *arguments: str | Path) -> tuple[int, str]:
+        """Status and output of one libFuzzer process; the output is kept as `log`."""
         limits = (f"-timeout={TIMEOUT_S}", f"-rss_limit_mb={RSS_MB}", f"-max_len={self.target.max_len}")
         command = [str(self.launcher), *limits, f"-artifact_prefix={self.findings}/", *map(str, arguments)]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         output = done.stdout.decode(errors="replace")
-        (self.root / "log").write_text(output)
+        (self.root / log).write_text(output)
         return done.returncode, output
 
 
@@ -74,12 +77,12 @@ def _escaped(word: str) -> str:
 def fuzz(name: str, seconds: int) -> Result:
     """For `seconds`, or until a hang or a crash."""
     place = Place(load(name))
-    place.write_seeds(vectors=True)
+    place.begin()
     committed = CORPUS / name
     folders = [place.corpus, place.seeds, *([committed] if committed.is_dir() else [])]
     began = time.monotonic()
     words = [f"-dict={place.words}"] if place.target.words else []
-    status, output = place.start(*folders, *words, f"-max_total_time={seconds}", "-print_final_stats=1")
+    status, output = place.start("log", *folders, *words, f"-max_total_time={seconds}", "-print_final_stats=1")
     ran = round(time.monotonic() - began)
     last = (re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", output) or [("0", "0", "0")])[-1]
     executed = re.search(r"stat::number_of_executed_units: (\d+)", output)
@@ -115,19 +118,17 @@ def report(result: Result) -> None:
 def minimise(name: str) -> None:
     """Merge seeds, kept corpus and what runs found into the kept corpus: small, and nothing of real evidence."""
     place = Place(load(name))
-    place.write_seeds(vectors=False)
     merged, committed, own = place.root / "merged", CORPUS / name, place.root / "own"
     for directory in (merged, own):
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
-    seeds = [path.read_bytes() for path in place.seeds.iterdir()]
+    seeds = list(place.target.seeds())
     real = _windows(place.target.vectors()) - _windows(seeds)
     committed.mkdir(parents=True, exist_ok=True)
-    for path in (*place.corpus.iterdir(), *committed.iterdir()):
-        data = path.read_bytes()
+    for data in (*seeds, *_contents(place.corpus), *_contents(committed)):
         if not _windows([data]) & real:
             (own / file_name(data)).write_bytes(data)
-    place.start("-merge=1", merged, place.seeds, own)
+    place.start("log.merge", "-merge=1", merged, own)
     found = sorted((path.read_bytes() for path in merged.iterdir()), key=len)
     kept: list[bytes] = []
     for data in (*sorted(seeds, key=len), *found):
@@ -138,6 +139,12 @@ def minimise(name: str) -> None:
     for data in kept:
         (committed / file_name(data)).write_bytes(data)
     print(f"{name:<12} {len(found)} of {len(list(own.iterdir()))} add something, {len(kept)} kept")
+
+
+def _contents(directory: Path) -> Iterator[bytes]:
+    for path in directory.iterdir():
+        with suppress(FileNotFoundError):  # a run that goes on has found a smaller one
+            yield path.read_bytes()
 
 
 def _windows(inputs: "list[bytes] | tuple[bytes, ...]") -> set[bytes]:

@@ -57,7 +57,7 @@ def test_mutations_of_seeds_are_read_or_refused(target: Target) -> None:
         except Exception:
             continue  # the structure does not carry this change
         seen.add(outcome(target, data))
-    assert len(seen) > 2, f"only {seen}: the mutator does not get past the first refusal"
+    assert len(seen) > 1, f"only {seen}: the mutator does not get past the first refusal"
 
 
 def test_contract_refuses_what_is_no_refusal() -> None:
