@@ -4,6 +4,7 @@ import asyncio
 import json
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -64,6 +65,19 @@ class Rig:
         return [(r.decision, r.code) for r in self.broker.audit.records()]
 
 
+@dataclass
+class Clock:
+    """A broker's clock, that a test puts forward."""
+
+    ahead: int = 0
+
+    def __call__(self) -> int:
+        return int(time.time()) + self.ahead
+
+    def wait(self, seconds: int) -> None:
+        self.ahead += seconds
+
+
 @contextmanager
 def running(directory: Path, clock: Callable[[], int] = wall_clock, session_minutes: int = 5) -> Iterator[Rig]:
     """A broker with a model key and rules for the simulated machine."""
@@ -118,6 +132,17 @@ def auth_body(tee: str = "tdx", version: str = "0.4.0") -> bytes:
 
 
 __all__ = [
-    "KEY", "MODEL_KEY", "NAMES", "PREFIX", "Guest", "Rig", "auth_body", "cookie_of", "policy", "rule", "running",
+    "KEY",
+    "MODEL_KEY",
+    "NAMES",
+    "PREFIX",
+    "Clock",
+    "Guest",
+    "Rig",
+    "auth_body",
+    "cookie_of",
+    "policy",
+    "rule",
+    "running",
     "serving",
 ]  # fmt: skip

@@ -1,13 +1,11 @@
 """What the KBS protocol lets a client or a broker try: one test a threat, with the code that refuses it."""
 
 import json
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from brokers import KEY, MODEL_KEY, PREFIX, Rig, auth_body, cookie_of, running
+from brokers import KEY, MODEL_KEY, PREFIX, Clock, Rig, auth_body, cookie_of, running
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from antechamber.broker.jwe import TeeKey
@@ -15,14 +13,6 @@ from antechamber.broker.messages import Attestation, ErrorInformation
 from antechamber.errors import BrokerDenied
 
 ANY = f"{PREFIX}/resource/default/any/1"
-
-
-@dataclass
-class Clock:
-    ahead: int = 0
-
-    def __call__(self) -> int:
-        return int(time.time()) + self.ahead
 
 
 @pytest.fixture

@@ -1,16 +1,18 @@
 """The conformance kit, in both roles: our broker asked every scenario, our agent run against a double of Trustee."""
 
 import json
+import os
 import re
 import shlex
-import time
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from boots import World, world
-from brokers import KEY, MODEL_KEY, Rig, rule, running
+from brokers import KEY, MODEL_KEY, Clock, Rig, rule, running
 from brokers import serving as serving_broker
 from interop.client_role import CLIENT, Client, plugins
 from interop.kit import report
@@ -22,6 +24,7 @@ from interop.kit.wire import Wire
 from interop.trustee import authority, serving
 from interop.trustee_double import Double, Knobs
 
+from antechamber.simulator.deployment import scratch
 from antechamber.simulator.fleet import MODEL_HASH, found_broker
 from antechamber.simulator.knobs import Knobs as MachineKnobs
 from antechamber.simulator.machine import Machine
@@ -32,19 +35,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:JWE algorithm"),  # RSA1_5, which the kit asks for
 ]
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass
-class Clock:
-    """The broker's clock, that a scenario may put forward."""
-
-    ahead: int = 0
-
-    def __call__(self) -> int:
-        return int(time.time()) + self.ahead
-
-    def wait(self, seconds: int) -> None:
-        self.ahead += seconds
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +152,37 @@ def test_command_asks_a_broker_of_the_simulators_vendors_everything_that_needs_n
     assert code == 0, [v for v in said["verdicts"] if v["outcome"] == "fail"]
     waited = {v["id"] for v in said["verdicts"] if v["outcome"] == "not-applicable"}
     assert waited == {"token.expired", "session.expired"}
+
+
+@pytest.mark.userns
+@pytest.mark.fuse
+@pytest.mark.cc
+def test_command_attests_the_td_that_it_runs_in(tmp_path: Path) -> None:
+    """On the simulated kernel interfaces, at their real paths. No agent has measured anything there yet."""
+    state = scratch() / "state"
+    machine = State.open(state).machine(MachineKnobs())
+    directory = tmp_path / "broker"
+    found_broker(directory, machine.intel, machine.nvidia, {"default/any/1": rule("any")})
+    with serving_broker(directory, machine.intel, machine.nvidia) as broker:
+        ca, signer = directory / "broker-ca.pem", directory / "token-ca.pem"
+        kit = [sys.executable, "-m", "interop.kit", "--url", broker.url, "--ca", str(ca), "--attester", "tdx", "--json"]
+        kit += ["--profile", "antechamber", "--token-ca", str(signer)]
+        for family in (
+            "attest.answer",
+            "attest.binding",
+            "attest.retry",
+            "token.verify",
+            "token.tee-pubkey",
+            "token.ear",
+        ):
+            kit += ["--only", family]
+        command = [sys.executable, "-m", "antechamber.simulator", "--state", str(state), "exec", "--", *kit]
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        shutil.rmtree(state.parent)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert json.loads(ran.stdout)["counts"] == {"pass": 5, "deviation": 1}
+    assert {r.decision for r in broker.broker.audit.records()} == {"attested", "refused"}
 
 
 DOCUMENTS = [path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from brokers import Clock
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from interop.kit.__main__ import admin_tokens, main, parser
@@ -34,16 +35,6 @@ pytestmark = [
 ASKED = [
     (s, w) for s in SERVER for w in ("sample", "simulator") if s not in ("token.ear", "token.events") or w == "sample"
 ]
-
-
-class Clock:
-    ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.time() + self.ahead
-
-    def wait(self, seconds: int) -> None:
-        self.ahead += seconds
 
 
 @pytest.fixture(scope="module")

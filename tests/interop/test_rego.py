@@ -1,6 +1,5 @@
 """The Rego of docs/trustee, run: over the claims of our own token (Trustee's names), one negative for each rule."""
 
-import base64
 import copy
 import json
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 from brokers import running
+from interop.kit.server_release import claims_of
 from interop.regos import ENGINES, REFERENCES, Engine
 from vectors import VECTORS, needs_vectors
 
@@ -21,12 +21,6 @@ CERTIFICATE = {"plugin": "external", "resource-path": ["antechamber", "certifica
 LEASE = {"plugin": "external", "resource-path": ["antechamber", "lease"], "query": {}}
 Claims = dict[str, Any]
 engines = pytest.mark.parametrize("engine", ENGINES, ids=lambda e: e.__name__)
-
-
-def claims_of(token: str) -> Claims:
-    payload = token.split(".")[1]
-    found: Claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    return found
 
 
 def trustees(claims: Claims) -> Claims:

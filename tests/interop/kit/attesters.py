@@ -10,15 +10,15 @@ from typing import Any, Protocol
 
 from cryptography import x509
 
+from antechamber.cli import real_hardware
+from antechamber.errors import HardwareUnavailable
 from antechamber.evidence.anchors import Anchors, spki_sha256
 from antechamber.evidence.composite import additional_evidence
 from antechamber.evidence.eventlog import DOMAIN, ORDER, AaelEvent, compose_log
 from antechamber.evidence.gpu_chain import gpu_event, verify_devices
-from antechamber.hardware.tsm import ConfigfsTsm
 from antechamber.simulator.knobs import Knobs
 from antechamber.simulator.machine import Machine
 
-CCEL = Path("/sys/firmware/acpi/tables/data/CCEL")
 AAEL = (Path("/run/antechamber/eventlog"), Path("/run/attestation-agent/eventlog"))
 
 
@@ -88,17 +88,25 @@ class Simulated:
 
 
 class Tdx:
-    """This TD: its quote device, its CCEL, and the log of whoever extends RTMR3. Its GPUs are not asked."""
+    """This TD and its GPUs, through the agent's own adapters, with the log of whoever extends RTMR3."""
 
     tee = "tdx"
 
+    def __init__(self) -> None:
+        self._hardware = real_hardware()
+
     def additional(self, nonce: bytes) -> str:
-        return ""
+        try:
+            return additional_evidence(self._hardware.gpus.collect(nonce))
+        except HardwareUnavailable as e:
+            if e.code != "nvml.library":  # no driver: a TD without a GPU
+                raise
+            return ""
 
     def primary(self, digest: bytes) -> Any:
-        quote = ConfigfsTsm().quote(digest + bytes(16))
+        quote = self._hardware.quotes.quote(digest + bytes(16))
         records = next((path.read_bytes() for path in AAEL if path.exists()), b"")
-        ccel = CCEL.read_bytes() if CCEL.exists() else None
+        ccel = self._hardware.measurements.ccel()
         log = base64.b64encode(compose_log(ccel, records)).decode() if ccel or records else None
         return {"cc_eventlog": log, "quote": base64.b64encode(quote).decode()}
 
