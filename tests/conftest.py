@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-MARKS = ("root", "fuse", "userns", "cc", "curl", "openssl", "torch", "tdx", "gpu")
+MARKS = ("root", "fuse", "userns", "netns", "cc", "curl", "openssl", "torch", "tdx", "gpu")
 
 
 @functools.cache
@@ -17,9 +17,18 @@ def _capabilities():
     return capabilities()
 
 
+@functools.cache
+def _no_network() -> str:
+    from antechamber.simulator.capabilities import why_no_network
+
+    return why_no_network()
+
+
 def _lacks(mark: str) -> str:
     if mark == "root":
         return "" if os.geteuid() == 0 else "needs root"
+    if mark == "netns":
+        return _no_network()
     if mark in ("fuse", "userns", "cc"):
         return "" if getattr(_capabilities(), mark) else _capabilities().reasons[mark]
     if mark in ("curl", "openssl"):

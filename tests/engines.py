@@ -16,6 +16,9 @@ from antechamber.engine import catalog, probe, process
 from antechamber.engine.catalog import Launch
 from antechamber.engine.process import EngineProcess
 from antechamber.errors import AgentError
+from antechamber.simulator.capabilities import why_no_network
+
+NETWORK: process.Network = "host" if why_no_network() else "own"  # what this machine can give an engine
 
 
 def launch(model: Path, runtime: Path, options: tuple[str, ...] = ()) -> Launch:
@@ -27,7 +30,7 @@ def launch(model: Path, runtime: Path, options: tuple[str, ...] = ()) -> Launch:
 @contextmanager
 def running(plan: Launch) -> Iterator[EngineProcess]:
     """A started engine, ready, and gone afterwards."""
-    engine = process.start(plan)
+    engine = process.start(plan, network=NETWORK)
     try:
         probe.await_ready(Path(plan.socket), lambda: engine.alive, 60)
         yield engine

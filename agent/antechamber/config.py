@@ -126,6 +126,7 @@ class EngineConfig:
     precision: str = "float32"
     start_timeout_s: int = 600
     user: str = ""  # run as; "" keeps the agent's (a laptop)
+    network: Literal["own", "host"] = "own"  # a namespace with nothing but loopback; "host": the engine may call out
 
     def __post_init__(self) -> None:
         _require(1 <= self.start_timeout_s <= 7200, "engine.start_timeout_s", self.start_timeout_s, "1 to 7200")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines import UnixConnection, agent_log, ask, http_answer, launch, running, wire
+from engines import NETWORK, UnixConnection, agent_log, ask, http_answer, launch, running, wire
 from safetensors.numpy import load_file, save_file
 
 from antechamber.engine import builtin, catalog, probe, process
@@ -66,7 +66,7 @@ def test_an_engine_for_which_nothing_is_sealed_is_refused() -> None:
 
 def test_an_engine_that_dies_before_it_is_ready_is_refused(tmp_path: Path) -> None:
     plan = launch(tmp_path / "no-model", tmp_path)
-    engine = process.start(plan)
+    engine = process.start(plan, network=NETWORK)
     with pytest.raises(EngineFailed) as refused:
         probe.await_ready(Path(plan.socket), lambda: engine.alive, 60)
     assert refused.value.code == "engine.died"

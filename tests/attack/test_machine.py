@@ -67,6 +67,13 @@ def test_machine_that_its_host_set_wrong_is_refused(here: World, name: str) -> N
     assert refused(here, here.machine(**knobs)) == code
 
 
+def test_engine_that_may_call_out_is_refused_in_production(here: World) -> None:
+    config = here.config(engine={"kind": "builtin", "network": "host"})
+    with pytest.raises(AgentError) as caught:
+        here.boot(here.machine(image_variant="prod"), config=config)
+    assert "[engine.network]" in caught.value.detail  # beside the simulated anchor
+
+
 def test_devtools_gpu_is_refused_though_it_hides_that_it_is_ready(here: World) -> None:
     machine = here.machine(devtools=True)
     machine._ready = False

@@ -22,7 +22,8 @@ from antechamber.boot.handover import AgentServer, Handover, ask
 from antechamber.config import WatchConfig
 from antechamber.engine import process
 from antechamber.engine.catalog import Launch
-from antechamber.engine.process import EngineProcess, adopt_orphans, end_descendants
+from antechamber.engine.orphans import adopt_orphans, end_descendants
+from antechamber.engine.process import EngineProcess
 from antechamber.errors import AgentError, AppraisalRefused, BrokerUnreachable
 
 
@@ -99,7 +100,7 @@ def test_guest_ends_when_its_engine_is_dead(tmp_path: Path) -> None:
     began = time.monotonic()
     attestor = Watched(lambda: None)
     attestor.age_s = lambda: 0.0 if time.monotonic() - began < 5 else 700.0  # type: ignore[method-assign]
-    engine = process.start(launch)
+    engine = process.start(launch, network="host")
     assert ended(attestor, engine) == "engine.died"
     engine.stop()
 
@@ -207,7 +208,8 @@ def test_nothing_of_an_engine_outlives_the_wiping() -> None:
 import subprocess, sys
 from antechamber.engine import process
 from antechamber.engine.catalog import Launch
-from antechamber.engine.process import EngineProcess, adopt_orphans, end_descendants
+from antechamber.engine.orphans import adopt_orphans, end_descendants
+from antechamber.engine.process import EngineProcess
 adopt_orphans()
 child = subprocess.Popen([sys.executable, "-c", {_FORKER!r}], stdout=subprocess.PIPE)
 child.stdout.readline()
@@ -230,7 +232,7 @@ def _has(process: Path, mark: str) -> bool:
 
 
 def test_adopting_and_ending_are_harmless_when_there_is_no_child() -> None:
-    code = "from antechamber.engine.process import *; adopt_orphans(); end_descendants()"
+    code = "from antechamber.engine.orphans import *; adopt_orphans(); end_descendants()"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert callable(adopt_orphans)
     assert callable(end_descendants)

@@ -33,8 +33,8 @@ REQUIRED = (
     "init-data key outside the allow-list", "nonce flood on the attestation endpoint",
     "decompression bomb: a compressed body for the engine", "decompression bomb: a compressed answer of the broker",
     "size bomb: a body for the engine", "size bomb: a body for the broker", "size bomb: an answer of the broker",
-    "size bomb: an answer of a guest", "structure bomb: JSON", "engine answering wrong", "engine dying",
-    "secrets in a core dump", "secrets in swap",
+    "size bomb: an answer of a guest", "structure bomb: JSON",
+    "engine answering wrong", "engine dying", "engine connecting out", "secrets in a core dump", "secrets in swap",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from antechamber import log
 from antechamber.boot.preflight import gpu_faults, protected_faults, refuse
-from antechamber.config import Config
+from antechamber.config import Config, EngineConfig
 from antechamber.engine import catalog, process
 from antechamber.engine.catalog import Launch
 from antechamber.errors import ConfigError, HardwareUnavailable
@@ -59,7 +59,7 @@ def set_ready(gpus: GpuSource, count: int, model: Model, planned: Plan) -> Ready
 
 
 @log.stage("launch")
-def launch_engine(ready: Ready, user: str) -> process.EngineProcess:
+def launch_engine(ready: Ready, engine: EngineConfig) -> process.EngineProcess:
     """Start the engine as our child, for `antechamber run`. Raises EngineFailed, ConfigError `engine.transport`."""
     launch = ready.launch
     if launch.transport != "unix":
@@ -68,13 +68,14 @@ def launch_engine(ready: Ready, user: str) -> process.EngineProcess:
             f"{launch.kind} answers on loopback only, and `run` has no relay to it",
             hint="use an engine with a unix socket: builtin or vllm",
         )
-    started = process.start(launch, user=user)
-    log.event("engine.exec", pid=started.pid)
+    started = process.start(launch, user=engine.user, network=engine.network)
+    log.event("engine.exec", pid=started.pid, network=engine.network)
     return started
 
 
 def replace(answer: dict[str, Any]) -> NoReturn:
-    """Become the engine that the agent handed over, for `antechamber exec`."""
-    launch, user = Launch.from_json(answer), str(answer.get("user", ""))
-    log.event("engine.exec", engine=launch.kind, user=user)
-    process.replace(launch, user=user)
+    """Become the engine that the agent handed over, for `antechamber exec`; apart from the agent's network, or not."""
+    launch, user, agents = Launch.from_json(answer), str(answer.get("user", "")), answer.get("apart_from")
+    apart_from = None if agents is None else int(agents)
+    log.event("engine.exec", engine=launch.kind, user=user, network="host" if apart_from is None else "own")
+    process.replace(launch, user=user, apart_from=apart_from)

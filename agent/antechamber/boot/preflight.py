@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from antechamber import log
 from antechamber.boot.settings import Settings, Unbound, bind_init_data
-from antechamber.config import GuestConfig
+from antechamber.config import EngineConfig, GuestConfig
 from antechamber.errors import PlatformUnfit
 from antechamber.ports import GpuMode, GpuSource, Hardware, HostFacts, PciDevice
 
@@ -46,6 +46,7 @@ def preflight(unbound: Unbound, hw: Hardware) -> Platform:
         *kernel_faults(facts, cfg.guest),
         *exposure_faults(facts),
         *anchor_faults(facts, vendors=cfg.trust.anchors().vendors),
+        *engine_faults(facts, cfg.engine),
         *inventory_faults(facts.pci, cfg.gpus.count),
         *driver_faults(facts),
     ]
@@ -109,6 +110,11 @@ def exposure_faults(facts: HostFacts) -> Iterator[Fault]:
 def anchor_faults(facts: HostFacts, *, vendors: bool) -> Iterator[Fault]:
     if facts.image_variant == "prod" and not vendors:
         yield Fault("host.anchor", "a production image with a simulated trust anchor", "configure the vendors' anchors")
+
+
+def engine_faults(facts: HostFacts, engine: EngineConfig) -> Iterator[Fault]:
+    if facts.image_variant == "prod" and engine.network == "host":
+        yield Fault("engine.network", "a production image whose engine may call out", "set engine.network: own")
 
 
 def inventory_faults(pci: tuple[PciDevice, ...], count: int) -> Iterator[Fault]:

@@ -17,9 +17,10 @@ from antechamber.boot.handover import AgentServer, Handover, seal_key
 from antechamber.boot.launch import launch_engine
 from antechamber.boot.notify import notify
 from antechamber.boot.pipeline import Adapters, Booted, boot
-from antechamber.engine import probe
+from antechamber.engine import confined, probe
 from antechamber.engine.catalog import Launch
-from antechamber.engine.process import EngineProcess, adopt_orphans, end_descendants, start
+from antechamber.engine.orphans import adopt_orphans, end_descendants
+from antechamber.engine.process import EngineProcess, start
 from antechamber.errors import AgentError, AppraisalRefused, EngineFailed, PlatformUnfit
 
 _TICK_S = 0.2
@@ -47,10 +48,10 @@ def serve_children(config: str, adapters: Adapters) -> int:
         guest.handover.only_pid = 0
         adopt_orphans()
         undo.push("descendants", end_descendants)
-        guest.engine = launch_engine(guest.booted.ready, cfg.engine.user)
+        guest.engine = launch_engine(guest.booted.ready, cfg.engine)
         undo.push("engine", lambda: _stop(guest.engine, undo))
         admitted = admit(guest)
-        guest.gateway = start(_gateway_launch(guest), user="")
+        guest.gateway = start(_gateway_launch(guest), network="host")
         undo.push("gateway", lambda: _stop(guest.gateway, undo))
         guest.handover.expect(guest.gateway.pid)
         watch(guest, opened(guest, admitted), stop)
@@ -131,9 +132,9 @@ def _handover(booted: Booted) -> Handover:
             "anchors": str(cfg.trust.anchors()),
         }
 
-    return Handover(
-        launch.to_json() | {"user": cfg.engine.user}, gateway, seal_key(booted.keys), status, listening=listening
-    )
+    engine = launch.to_json() | {"user": cfg.engine.user}
+    engine["apart_from"] = confined.network() if cfg.engine.network == "own" else None
+    return Handover(engine, gateway, seal_key(booted.keys), status, listening=listening)
 
 
 def _gateway_launch(guest: Serving) -> Launch:

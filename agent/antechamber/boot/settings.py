@@ -38,6 +38,8 @@ def read_config(path: str) -> Unbound:
     anchors = cfg.trust.anchors()
     if not anchors.vendors:
         log.event("anchor.simulated", level=30, anchors=str(anchors), meaning="evidence proves nothing about hardware")
+    if cfg.engine.network == "host":
+        log.event("engine.network", level=30, network="host", meaning="the engine may call out to anyone")
     return Unbound(cfg, config.measured(raw))
 
 

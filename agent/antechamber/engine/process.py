@@ -6,10 +6,9 @@ kernel ties that signal to the thread that started the engine, so it is asked fo
 killed in the milliseconds before setpriv has asked leaves the engine behind.
 """
 
-import contextlib
-import ctypes
 import os
 import pwd
+import select
 import shutil
 import signal
 import stat
@@ -18,17 +17,20 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Literal, NoReturn
 
+from antechamber.engine import confined
 from antechamber.engine.catalog import Launch
 from antechamber.errors import EngineFailed
 
-_PR_SET_CHILD_SUBREAPER = 36
 _UMASK = 0o007  # the socket is for the engine's user and group
 _TICK_S = 0.05
 _REAP_S = 5.0  # after SIGKILL
 _STDERR = 2
 _SYSTEM = "/usr/bin:/bin"
+_CONFINED_S = 10.0  # to enter a namespace, and to become the engine
+
+Network = Literal["own", "host"]
 
 
 @dataclass(slots=True)
@@ -94,32 +96,74 @@ class EngineProcess:
         _unlink_socket(self.launch.socket)
 
 
-def start(launch: Launch, *, user: str = "") -> EngineProcess:
-    """Start it as `user` ("": as we are), its output on our stderr. Raises EngineFailed `engine.start`."""
+def start(launch: Launch, *, user: str = "", network: Network = "own") -> EngineProcess:
+    """Start it as `user` ("": as we are), its output on our stderr, in a network of its own unless that is the host's.
+
+    Raises EngineFailed `engine.start`, `engine.network`.
+    """
     _unlink_socket(launch.socket)  # an engine that was killed leaves its socket, and the next one fails on it
     _make_home(launch, user)
+    argv = (*_dying_with_us(), *_resolved(launch))
+    if network == "host":
+        return _spawn(launch, argv, user=user)
+    out, into = os.pipe()
+    try:
+        engine = _spawn(launch, (*confined.command(into, _identity(user)), *argv), report=into)
+    finally:
+        os.close(into)
+        said = _heard(out)
+    if said is not None:
+        engine.stop(grace_s=0.0)
+        step, _, detail = said.partition(":")
+        raise _not_there(launch.argv[0], detail) if step == "start" else _unconfined(detail)
+    return engine
+
+
+def _spawn(launch: Launch, argv: tuple[str, ...], *, user: str = "", report: int | None = None) -> EngineProcess:
+    uid, gid = _identity(user) or (None, None)
     try:
         child = subprocess.Popen(
-            (*_dying_with_us(), *_resolved(launch)),
+            argv,
             stdin=subprocess.DEVNULL,
             stdout=_STDERR,
             stderr=_STDERR,
             env=dict(launch.env),
             cwd=launch.cwd,
             close_fds=True,
+            pass_fds=() if report is None else (report,),
             start_new_session=True,
             umask=_UMASK,
-            **_identity(user),
+            user=uid,
+            group=gid,
+            extra_groups=None if uid is None else [],
         )
     except OSError as e:
-        raise EngineFailed("engine.start", f"{launch.argv[0]}: {e.strerror}", hint="is the engine in the image?") from e
+        raise _not_there(launch.argv[0], e.strerror) from e
     return EngineProcess(launch, child)
 
 
-def replace(launch: Launch, *, user: str = "") -> NoReturn:
+def _heard(out: int) -> str | None:
+    """What the confined program said before it became the engine: None if that went well. Closes `out`."""
+    with open(out, "rb", buffering=0) as pipe:
+        if not select.select([pipe], [], [], _CONFINED_S)[0]:
+            return f"network:nothing within {_CONFINED_S:g} s"
+        return pipe.read(512).decode(errors="replace") or None
+
+
+def _not_there(program: str, why: str | None) -> EngineFailed:
+    return EngineFailed("engine.start", f"{program}: {why}", hint="is the engine in the image?")
+
+
+def _unconfined(said: str) -> EngineFailed:
+    hint = "let the agent make network namespaces, as root or by user namespaces; or set engine.network: host"
+    return EngineFailed("engine.network", f"no network namespace for the engine: {said}", hint=hint)
+
+
+def replace(launch: Launch, *, user: str = "", apart_from: int | None = None) -> NoReturn:
     """Become the engine as `user` ("": as we are): same process, nothing of ours left but stdio.
 
-    Raises EngineFailed `engine.start`.
+    Apart from the network namespace `apart_from`, an inode; None leaves it in ours.
+    Raises EngineFailed `engine.start`, `engine.network`.
     """
     _unlink_socket(launch.socket)
     _make_home(launch, user)
@@ -128,43 +172,20 @@ def replace(launch: Launch, *, user: str = "") -> NoReturn:
         os.umask(_UMASK)
         os.chdir(launch.cwd)
         _close_on_exec()
-        if user:
-            os.setgroups([])
-            os.setgid(_account(user).pw_gid)
-            os.setuid(_account(user).pw_uid)
+        _confine(user, apart_from)
         os.execve(program, list(launch.argv), dict(launch.env))  # noqa: S606  # the catalogue's argv
     except OSError as e:
-        raise EngineFailed("engine.start", f"{program}: {e.strerror}", hint="is the engine in the image?") from e
+        raise _not_there(program, e.strerror) from e
 
 
-def adopt_orphans() -> None:
-    """What an engine leaves behind becomes our child instead of init's. Source: prctl(2), PR_SET_CHILD_SUBREAPER."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def end_descendants() -> None:
-    """SIGKILL every child that we still have, until their children, which become ours, are gone too.
-
-    Raises EngineFailed `engine.stuck` for one that does not end in time.
-    """
-    deadline = time.monotonic() + _REAP_S
-    while children := _children():
-        for pid in children:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, os.WNOHANG)
-        if time.monotonic() > deadline:
-            raise EngineFailed("engine.stuck", f"processes {children} outlive SIGKILL", hint="power off")
-        time.sleep(_TICK_S / 10)
-
-
-def _children() -> list[int]:
-    """Source: proc(5), /proc/PID/task/TID/children."""
-    found = []
-    for task in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
-            found += [int(pid) for pid in task.read_text().split()]
-    return found
+def _confine(user: str, apart_from: int | None) -> None:
+    if apart_from is None:
+        confined.become(_identity(user))
+        return
+    try:
+        confined.enter(_identity(user), apart_from)
+    except OSError as e:
+        raise _unconfined(e.strerror or str(e)) from e
 
 
 def _close_on_exec() -> None:
@@ -181,7 +202,7 @@ def _resolved(launch: Launch) -> tuple[str, ...]:
     """argv with its program found in the launch's own PATH, never in ours. Raises EngineFailed `engine.start`."""
     program = shutil.which(launch.argv[0], path=launch.env.get("PATH", _SYSTEM))
     if program is None:
-        raise EngineFailed("engine.start", f"{launch.argv[0]} is not there", hint="is the engine in the image?")
+        raise _not_there(launch.argv[0], "not found")
     return (program, *launch.argv[1:])
 
 
@@ -192,11 +213,11 @@ def _dying_with_us() -> tuple[str, ...]:
     return (setpriv, "--pdeathsig", "SIGKILL", "--")
 
 
-def _identity(user: str) -> dict[str, Any]:
+def _identity(user: str) -> confined.Identity | None:
     if not user:
-        return {}
+        return None
     entry = _account(user)
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    return entry.pw_uid, entry.pw_gid
 
 
 def group_of(user: str) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from antechamber.engine import confined
 from antechamber.simulator import linux
 
 _STUB = Path(__file__).with_name("nvml_stub.c")
@@ -84,6 +85,16 @@ def _mount_fuse() -> str:
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
     linux.mount("probe", "/run", "fuse", linux.NOSUID | linux.NODEV, options)
+    return ""
+
+
+def why_no_network() -> str:
+    """Why an engine cannot have a network namespace of its own here; "" where it can."""
+    return _in_child(_enter_network)
+
+
+def _enter_network() -> str:
+    confined.enter(None, confined.network())
     return ""
 
 

@@ -22,7 +22,9 @@ from typing import Any
 
 import yaml
 
+from antechamber.engine.process import Network
 from antechamber.errors import AgentError
+from antechamber.simulator.capabilities import why_no_network
 from antechamber.simulator.knobs import CMDLINE
 from antechamber.simulator.linux import die_with_parent
 
@@ -47,6 +49,7 @@ class Deployment:
     interval_s: int = 60
     standin: bool = False
     engine_user: str = ""
+    engine_network: Network = "own"
     broker_port: int = field(default_factory=lambda: free_port())
     guest_port: int = field(default_factory=lambda: free_port())
     _broker: "subprocess.Popen[bytes] | None" = None
@@ -150,7 +153,8 @@ class Deployment:
                 "key": f"kbs:///{MODEL_KEY}",
                 "name": self.model_name,
             },
-            "engine": {"kind": "builtin", "start_timeout_s": 60, "user": self.engine_user},
+            "engine": {"kind": "builtin", "start_timeout_s": 60, "user": self.engine_user}
+            | {"network": self.engine_network},
             "gateway": {
                 "listen": f"127.0.0.1:{self.guest_port}",
                 "names": list(NAMES),
@@ -278,7 +282,10 @@ class Deployment:
 
 
 def prepared(root: Path, say: Callable[[str], None], **settings: Any) -> Deployment:
-    """All steps up to a running broker."""
+    """All steps up to a running broker. Where no network can be made for the engine, its configuration says so."""
+    if why := why_no_network():
+        say(f"NO NETWORK OF ITS OWN for the engine ({why}): engine.network is host, and it may call out")
+        settings = {"engine_network": "host"} | settings
     deployment = Deployment(root, **settings)
     say("making a small model, packing and encrypting it")
     model_hash = deployment.make_model()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from engines import NETWORK
 
 from antechamber.engine import process
 from antechamber.engine.catalog import Launch
@@ -33,7 +34,7 @@ def wait_for(path: Path) -> str:
 
 def test_start_gives_the_environment_directory_and_umask_of_the_launch(tmp_path: Path) -> None:
     code = "import os; open('out','w').write(repr((dict(os.environ), os.getcwd(), os.umask(0))))"
-    engine = process.start(python(tmp_path, code))
+    engine = process.start(python(tmp_path, code), network=NETWORK)
     with pytest.raises(EngineFailed):
         engine.watch(20)
     home = tmp_path / "engine" / "home"
@@ -46,7 +47,9 @@ def test_start_gives_the_environment_directory_and_umask_of_the_launch(tmp_path:
 
 def test_start_passes_no_descriptor_but_stdio(tmp_path: Path) -> None:
     held = os.dup2(0, 99, inheritable=True)
-    engine = process.start(python(tmp_path, "import os; open('out','w').write(repr(os.listdir('/proc/self/fd')))"))
+    engine = process.start(
+        python(tmp_path, "import os; open('out','w').write(repr(os.listdir('/proc/self/fd')))"), network=NETWORK
+    )
     open_there = eval(wait_for(tmp_path / "engine" / "home" / "out"))
     os.close(held)
     engine.stop()
@@ -54,7 +57,7 @@ def test_start_passes_no_descriptor_but_stdio(tmp_path: Path) -> None:
 
 
 def test_start_leads_a_session_of_its_own(tmp_path: Path) -> None:
-    engine = process.start(python(tmp_path, "import time; time.sleep(60)"))
+    engine = process.start(python(tmp_path, "import time; time.sleep(60)"), network=NETWORK)
     assert os.getsid(engine.pid) == os.getpgid(engine.pid) == engine.pid
     engine.stop()
 
@@ -64,7 +67,7 @@ def test_start_removes_a_stale_socket(tmp_path: Path) -> None:
     Path(launch.socket).parent.mkdir()
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(launch.socket)
-    engine = process.start(launch)
+    engine = process.start(launch, network=NETWORK)
     assert not Path(launch.socket).exists()
     engine.stop()
 
@@ -74,7 +77,7 @@ def test_start_refuses_a_file_where_the_socket_goes(tmp_path: Path) -> None:
     Path(launch.socket).parent.mkdir()
     Path(launch.socket).write_text("precious")
     with pytest.raises(EngineFailed) as refused:
-        process.start(launch)
+        process.start(launch, network=NETWORK)
     assert refused.value.code == "engine.start"
     assert Path(launch.socket).read_text() == "precious"
 
@@ -82,13 +85,13 @@ def test_start_refuses_a_file_where_the_socket_goes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{"argv": ("no-such-engine",)}, {"argv": ("/etc/passwd",)}])
 def test_start_refuses_an_engine_that_is_not_there(tmp_path: Path, changes: dict[str, object]) -> None:
     with pytest.raises(EngineFailed) as refused:
-        process.start(python(tmp_path, "", **changes))
+        process.start(python(tmp_path, "", **changes), network=NETWORK)
     assert refused.value.code == "engine.start"
 
 
 def test_start_refuses_an_unknown_user(tmp_path: Path) -> None:
     with pytest.raises(EngineFailed) as refused:
-        process.start(python(tmp_path, ""), user="nobody-of-that-name")
+        process.start(python(tmp_path, ""), user="nobody-of-that-name", network=NETWORK)
     assert refused.value.code == "engine.start"
 
 
@@ -99,7 +102,7 @@ def test_start_runs_as_the_user(tmp_path: Path) -> None:
             path.chmod(0o755)
     code = "import os; open('out','w').write(repr((os.getuid(), os.getgroups())))"
     argv = ("/usr/bin/python3", "-I", "-c", code)
-    engine = process.start(python(tmp_path, "", argv=argv), user="nobody")
+    engine = process.start(python(tmp_path, "", argv=argv), user="nobody", network=NETWORK)
     uid, groups = eval(wait_for(tmp_path / "engine" / "home" / "out"))
     engine.stop()
     assert uid != 0
@@ -107,7 +110,7 @@ def test_start_runs_as_the_user(tmp_path: Path) -> None:
 
 
 def test_watch_returns_while_it_lives_and_refuses_once_it_died(tmp_path: Path) -> None:
-    engine = process.start(python(tmp_path, "import time; time.sleep(60)"))
+    engine = process.start(python(tmp_path, "import time; time.sleep(60)"), network=NETWORK)
     engine.watch(0.1)
     os.kill(engine.pid, signal.SIGKILL)
     with pytest.raises(EngineFailed) as refused:
@@ -126,7 +129,7 @@ if child:
     open("out", "w").write(str(child))
 time.sleep(60)
 """
-    engine = process.start(python(tmp_path, code))
+    engine = process.start(python(tmp_path, code), network=NETWORK)
     child = int(wait_for(tmp_path / "engine" / "home" / "out"))
     engine.stop(grace_s=0.2)
     assert engine.exit_status == -signal.SIGKILL
@@ -135,7 +138,7 @@ time.sleep(60)
 
 def test_stop_kills_children_that_outlive_their_leader(tmp_path: Path) -> None:
     code = "import os, time; c = os.fork()\nif c: open('out', 'w').write(str(c))\nelse: time.sleep(60)"
-    engine = process.start(python(tmp_path, code))
+    engine = process.start(python(tmp_path, code), network=NETWORK)
     child = int(wait_for(tmp_path / "engine" / "home" / "out"))
     with pytest.raises(EngineFailed):
         engine.watch(20)
@@ -165,7 +168,7 @@ import os, signal, time
 from antechamber.engine import process
 from antechamber.engine.catalog import Launch
 engine = process.start(Launch(kind="fake", image="", argv=("sleep", "60"), env={ENV!r},
-                              cwd={str(tmp_path)!r}, socket="", transport="unix"))
+                              cwd={str(tmp_path)!r}, socket="", transport="unix"), network={NETWORK!r})
 while open(f"/proc/{{engine.pid}}/comm").read() != "sleep\\n":  # setpriv has asked for the signal by then
     time.sleep(0.01)
 print(engine.pid, flush=True)
