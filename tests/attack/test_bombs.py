@@ -79,7 +79,8 @@ def settings(raw: bytes) -> object:
 # -- YAML: antechamber.yaml, policies, rules, broker.yaml
 
 YAML: tuple[tuple[Parse, str], ...] = (
-    (config, "config"), (load_policy, "policy"), (load_rules, "rules"), (settings, "broker"),
+    (config, "config"), (load_policy, "policy"), (load_rules, "rules"),
+    (settings, "broker"),
 )  # fmt: skip
 LAUGHS = b"a: &a [x, x, x]\n" + b"".join(
     b"%c: &%c [*%c, *%c, *%c]\n" % (c, c, c - 1, c - 1, c - 1) for c in b"bcdefghij"
@@ -108,11 +109,11 @@ def test_yaml_bomb_is_refused(parse: Parse, family: str, bomb: str) -> None:
 
 HEAD = b'version = "0.1.0"\nalgorithm = "sha384"\n[data]\n'
 TOML_BOMBS = {
-    "a dotted key": (b"a" + b".a" * 32_000 + b" = 1", "initdata.toml"),
+    "a dotted key": (b"a" + b".a" * 8000 + b" = 1", "initdata.toml"),
     "a dotted key, quoted": (b'"a"' + b' . "\\"."' * 7000 + b" = 1", "initdata.toml"),
-    "a dotted table": (b"[a" + b".a" * 32_000 + b"]", "initdata.toml"),
+    "a dotted table": (b"[a" + b".a" * 8000 + b"]", "initdata.toml"),
     "a dotted key in our own settings": (
-        HEAD + b"\"antechamber.toml\" = 'a" + b".a" * 30_000 + b" = 1'", "initdata.toml",
+        HEAD + b"\"antechamber.toml\" = 'a" + b".a" * 8000 + b" = 1'", "initdata.toml",
     ),
     "deep arrays": (b"a = " + b"[" * 60_000, "initdata.toml"),
     "deep tables": (b"a = " + b"{a = " * 12_000, "initdata.toml"),

@@ -62,7 +62,12 @@ class Place:
 
     def start(self, log: str, *arguments: str | Path) -> tuple[int, str]:
         """Status and output of one libFuzzer process; the output is kept as `log`."""
-        limits = (f"-timeout={TIMEOUT_S}", f"-rss_limit_mb={RSS_MB}", f"-max_len={self.target.max_len}")
+        limits = (
+            f"-timeout={TIMEOUT_S}",
+            f"-rss_limit_mb={RSS_MB}",
+            f"-max_len={self.target.max_len}",
+            "-report_slow_units=60",
+        )
         command = [str(self.launcher), *limits, f"-artifact_prefix={self.findings}/", *map(str, arguments)]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         output = done.stdout.decode(errors="replace")
@@ -167,6 +172,8 @@ def main() -> int:
     names = args.targets or list(NAMES)
     if unknown := sorted(set(names) - set(NAMES)):
         parser.error(f"no target {', '.join(unknown)}; targets are {', '.join(NAMES)}")
+    for name in names:
+        load(name)  # all now: the tree may change while the first ones run
     os.nice(10)
     bad = False
     with ThreadPoolExecutor(args.jobs) as pool:

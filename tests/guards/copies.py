@@ -12,7 +12,7 @@ from pathlib import Path
 
 from guards.table import ROOT, SOURCE, Guard, Unusable
 
-_LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", "*.egg-info", ".hypothesis")
+_LEFT_OUT = shutil.ignore_patterns(".git", ".fuzz", ".venv*", "__pycache__", ".*_cache", "*.egg-info", ".hypothesis")
 
 
 @dataclass(frozen=True, slots=True)
