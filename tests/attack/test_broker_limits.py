@@ -351,7 +351,7 @@ def test_body_that_never_ends_is_no_verdict(rig: Rig, monkeypatch: pytest.Monkey
 
 
 def test_head_that_never_ends_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antechamber.broker.server.HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("antechamber.broker.wire.HEAD_TIMEOUT_S", 0.3)
 
     with running(tmp_path / "broker") as rig:
         tls = ssl.create_default_context(cafile=str(rig.directory / "broker-ca.pem"))

@@ -29,16 +29,16 @@ from antechamber.broker.messages import (
     Challenge,
     ErrorInformation,
     build_token,
+    refuse_path,
 )
 from antechamber.broker.sessions import Session, origin
 from antechamber.broker.settings import parse_listen
 from antechamber.broker.store import MAX_RESOURCE
+from antechamber.broker.wire import expect, protocols
 from antechamber.errors import AgentError, BrokerDenied, ConfigError, MalformedEvidence
 
 P = ParamSpec("P")
 R = TypeVar("R")
-MAX_FIELD = 512 << 10  # bytes of one header: tokens travel there
-HEAD_TIMEOUT_S = 75  # from connect to the end of the first head, and idle afterwards
 BODY_TIMEOUT_S = 60.0
 RETRY_S = 10
 MAX_IN_FLIGHT = 128 << 20  # bytes of all bodies until they are decided: sessions are free, so memory must not be
@@ -67,7 +67,7 @@ def build_app(broker: Broker) -> web.Application:
     """Routes. Unknown paths and methods are 404, as the protocol has it."""
     server = _Server(broker)
     app = web.Application(middlewares=[server.refusals], client_max_size=MAX_ATTESTATION)
-    app.add_routes([
+    routes = [
         web.get("/healthz", server.healthz),
         web.post(PREFIX + "/auth", server.auth),
         web.post(PREFIX + "/attest", server.attest),
@@ -83,7 +83,9 @@ def build_app(broker: Broker) -> web.Application:
         web.get(PREFIX + "/external/antechamber/collateral", server.collateral),
         web.post(PREFIX + "/external/antechamber/certificate", server.certify),
         web.get(PREFIX + "/external/antechamber/lease", server.lease),
-    ])  # fmt: skip
+    ]  # fmt: skip
+    for route in routes:  # not `add_get`, which adds HEAD too: that would release, and spend, for no one
+        app.router.add_route(route.method, route.path, route.handler, expect_handler=expect)
     return app
 
 
@@ -166,13 +168,13 @@ class _Server:
         return _with_cookie(session, build_token(token))
 
     async def release(self, request: web.Request) -> web.Response:
-        path = request.match_info["path"]
+        path = _resource(request)
         request[_TRAIL].resource = path[:300]
         sealed = await _in_thread(self._broker.release, request[_TRAIL], _credentials(request), path)
         return web.Response(body=sealed, content_type=_JSON)
 
     async def put(self, request: web.Request) -> web.Response:
-        path, bearer = request.match_info["path"], _bearer(request)
+        path, bearer = _resource(request), _bearer(request)
         request[_TRAIL].resource = path[:300]
         self._broker.admins.require(bearer, self._broker.clock())  # before the body
         body = await self._read(request, MAX_RESOURCE)
@@ -180,7 +182,7 @@ class _Server:
         return web.Response(content_type="text/xml")
 
     async def delete(self, request: web.Request) -> web.Response:
-        path = request.match_info["path"]
+        path = _resource(request)
         request[_TRAIL].resource = path[:300]
         await _in_thread(self._broker.delete, request[_TRAIL], _bearer(request), path)
         return web.Response(content_type="text/xml")
@@ -230,6 +232,17 @@ class _Server:
 
 async def _in_thread(decide: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     return await asyncio.get_running_loop().run_in_executor(None, partial(decide, *args, **kwargs))
+
+
+def _resource(request: web.Request) -> str:
+    """The path of a resource, which has one spelling: no escapes, no URI, no fragment.
+
+    Raises MalformedEvidence `kbs.path`.
+    """
+    path, url = request.match_info["path"], request.rel_url
+    if url.raw_path != f"{PREFIX}/resource/{path}" or url.raw_fragment or path.startswith("kbs:"):
+        refuse_path(path)
+    return path
 
 
 def _bearer(request: web.Request) -> str | None:
@@ -291,19 +304,12 @@ async def start(broker: Broker, listen: str, context: ssl.SSLContext) -> tuple[w
         listener.close()
 
     app.on_shutdown.append(stop)
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        max_line_size=16 << 10,
-        max_field_size=MAX_FIELD,
-        auto_decompress=False,
-        keepalive_timeout=HEAD_TIMEOUT_S,
-    )
+    runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     host, port = parse_listen(listen)
     sockets = await open_sockets(host, port)
     if runner.server is None:
         raise OSError("the HTTP server did not start")
-    listener.start(runner.server, sockets)
+    listener.start(protocols(runner.server), sockets)
     taken = sockets[0].getsockname()[1]
     return runner, f"https://{f'[{host}]' if ':' in host else host}:{taken}"

@@ -71,7 +71,10 @@ class CompositeEvidence:
         )
         if not isinstance(value, dict) or set(value) != {"nvidia"}:
             raise MalformedEvidence("evidence.devices", "not an object with nvidia alone", hint=_HINT)
-        listed = value["nvidia"].get("device_evidence_list") if isinstance(value["nvidia"], dict) else None
+        nvidia = value["nvidia"]
+        if not isinstance(nvidia, dict) or set(nvidia) != {"device_evidence_list"}:
+            raise MalformedEvidence("evidence.devices", "not an object with device_evidence_list alone", hint=_HINT)
+        listed = nvidia["device_evidence_list"]
         if not isinstance(listed, list) or not 1 <= len(listed) <= MAX_DEVICES:
             raise MalformedEvidence("evidence.devices", f"not a list of 1 to {MAX_DEVICES} devices", hint=_HINT)
         return tuple(_device(d) for d in listed)

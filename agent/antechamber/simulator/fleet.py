@@ -74,7 +74,10 @@ class Guest:
         return self.machine.collect(device_nonce(nonce, self.tee.public_jwk))
 
     def evidence(self, nonce: str) -> CompositeEvidence:
-        additional = additional_evidence(self.devices(nonce))
+        return self.evidence_over(nonce, additional_evidence(self.devices(nonce)))
+
+    def evidence_over(self, nonce: str, additional: str) -> CompositeEvidence:
+        """Had the devices said this: well quoted."""
         quote = self.machine.quote(report_data(nonce, self.tee.public_jwk, additional))
         return CompositeEvidence(quote, compose_log(self.machine.ccel(), self.log), additional)
 
