@@ -268,3 +268,12 @@ def test_certificate_that_cannot_be_read_is_refused(read: bytes, strange: bytes,
     pem = "".join(map(ssl.DER_cert_to_PEM_cert, ders)).encode()
     if ders[at] != device.certificates[at].public_bytes(Encoding.DER):  # a leaf has no basic constraints
         assert refusal(device.evidence(pem=pem), device.anchors) == "gpu.chain"
+
+
+@pytest.mark.parametrize("at", range(5))
+def test_certificate_that_stands_twice_is_refused(at: int) -> None:
+    device = FakeDevice()
+    pems = [c.public_bytes(Encoding.PEM) for c in device.certificates]
+    for place in (at, 5):
+        twice = [*pems[:place], pems[at], *pems[place:]]
+        assert refusal(device.evidence(pem=b"".join(twice)), device.anchors) in ("gpu.chain", "gpu.anchor")

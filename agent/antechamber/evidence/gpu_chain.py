@@ -166,6 +166,8 @@ def _parse_chain(pem: bytes) -> tuple[x509.Certificate, ...]:
 def _verify_chain(chain: Sequence[x509.Certificate], anchors: Anchors, now: int) -> None:
     """From the root down, so that whoever makes certificates of his own is refused before a link of them holds."""
     root = chain[-1]
+    if len(set(chain)) != len(chain):
+        raise AppraisalRefused("gpu.chain", "a certificate stands twice", hint=_CHAIN_HINT)
     for certificate in chain:
         _require_known(certificate)
     if spki_sha256(root) != anchors.nvidia_spki:
