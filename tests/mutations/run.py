@@ -201,8 +201,8 @@ class Rig:
                 released = key is not None and _holds_key(good, key.body)
             else:
                 released = _holds_key(good, answer.body) or mutation.flow == "admin"
-            if mutation.flow in ("attest", "release"):
-                guests.good = None  # its session is not what it was
+            if released and mutation.flow != "admin":
+                guests.good = None  # this boot is spent; what no policy vouched for may be answered again
         expected = mutation.expects_release(good, sent)
         with lock:
             self._judge(mutation, answer, released, expected, findings)
