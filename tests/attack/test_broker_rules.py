@@ -85,6 +85,23 @@ def test_key_is_refused_while_enough_guests_have_it(rig: Rig) -> None:
     refused(kbs.lease, "rules.at-once")
 
 
+def test_release_after_a_lease_frees_no_place(rig: Rig) -> None:
+    """A guest that is broken into asks again for what serving guests get, with a short `boot_s`."""
+    rig.rewrite(
+        resources={ANY: rule("any", at_once={"max": 1, "boot_s": 30, "lease_s": 100})}, lease={"policy": "demo"}
+    )
+    first, kbs = attested(rig)
+    kbs.release(ANY)
+    _, kbs = attested(rig, cap=True, guest=first)
+    kbs.lease()
+    later(rig, 10)
+    kbs.release(ANY)
+    later(rig, 60)
+    refused(lambda: attested(rig)[1].release(ANY), "rules.at-once")
+    later(rig, 101)
+    attested(rig)[1].release(ANY)
+
+
 def test_limits_outlast_a_restart_of_the_broker(rig: Rig) -> None:
     limits = {"releases": {"max": 1, "per_s": 3600}}
     rig.rewrite(resources={MODEL_KEY: rule("boot", **limits), ANY: rule("any", at_once=ONE_LIVE)})

@@ -117,7 +117,7 @@ def _require_place(db: sqlite3.Connection, path: str, guest: str, limit: GuestLi
     live = {
         str(holder)
         for holder, released, leased in maybe
-        if now < (leased + limit.lease_s if leased >= released else released + limit.boot_s)
+        if now < leased + limit.lease_s or (leased < released and now < released + limit.boot_s)
     }
     if guest not in live and len(live) >= limit.max:
         raise BrokerDenied("rules.at-once", f"{len(live)} live guests have {path}, at most {limit.max}", hint=_LATER)
