@@ -215,16 +215,17 @@ class RulesFile:
         except OSError as e:
             self._seen = None
             raise ConfigError("rules.file", f"{self._path}: {e.strerror}", hint="give the rules file") from e
-        if isinstance(self._loaded, ConfigError):
-            raise self._loaded
-        return self._loaded
+        loaded = self._loaded
+        if isinstance(loaded, ConfigError):  # raised again, one error would keep every request that it ever refused
+            raise ConfigError(loaded.code, loaded.detail, hint=loaded.hint)
+        return loaded
 
     def _load(self) -> LoadedRules | ConfigError:
         try:
             loaded = load_rules(self._path.read_bytes())
         except AgentError as e:
             log.failure(e)
-            return e if isinstance(e, ConfigError) else ConfigError(e.code, e.detail, hint=e.hint)
+            return ConfigError(e.code, e.detail, hint=e.hint)
         anchors = loaded.rules.anchors.anchors()
         level = logging.INFO if anchors.vendors else logging.WARNING  # a simulated anchor is said loudly
         log.event("rules.loaded", level=level, digest=loaded.digest, anchors=str(anchors))
