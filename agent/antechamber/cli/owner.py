@@ -116,6 +116,7 @@ def broker_audit(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from antechamber.broker import admin
+    from antechamber.client.report import shown
 
     for record in admin.audit_records(Path(args.directory), args.last):
         if args.json:
@@ -125,7 +126,8 @@ def broker_audit(args: argparse.Namespace) -> int:
         why = f"  {record.code}: {record.detail}" if record.code else ""
         body = json.loads(record.evidence).get("body") if record.evidence.endswith("}") else None
         kept = f"  (kept as {body})" if body else ""
-        print(f"{when}  {record.decision:<9} {record.peer:<15} {record.resource}{why}{kept}")
+        line = f"{when}  {record.decision:<9} {record.peer:<15} {record.resource}{why}{kept}"
+        print(shown(line))  # a stranger chose what he asked for
     return 0
 
 
