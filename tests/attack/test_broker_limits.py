@@ -4,10 +4,12 @@ A guest powers off at a verdict (401) and goes on without one (503): each test h
 """
 
 import json
+import socket
 import sqlite3
 import ssl
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from http.client import HTTPSConnection
 from pathlib import Path
@@ -16,12 +18,13 @@ from typing import Any
 import pytest
 from brokers import MODEL_KEY, PREFIX, Guest, Rig, auth_body, cookie_of, running
 
+from antechamber import cli
 from antechamber.boot.attestor import passing
 from antechamber.broker.decisions import Trail
 from antechamber.broker.kbs import Kbs
 from antechamber.broker.messages import Attestation, ErrorInformation
 from antechamber.broker.sessions import Contraindicated, Sessions
-from antechamber.errors import AgentError, BrokerDenied, BrokerUnreachable
+from antechamber.errors import AgentError, BrokerDenied, BrokerUnreachable, ConfigError
 
 
 @pytest.fixture
@@ -360,3 +363,77 @@ def test_head_that_never_ends_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.
         connection.sock.sendall(b"GET /healthz HTTP/1.1\r\nHost:")
         assert connection.sock.recv(100) == b""
         connection.close()
+
+
+def dialled(rig: Rig) -> ssl.SSLSocket:
+    tls = ssl.create_default_context(cafile=str(rig.directory / "broker-ca.pem"))
+    host, _, port = rig.url.removeprefix("https://").partition(":")
+    return tls.wrap_socket(socket.create_connection((host, int(port)), timeout=10), server_hostname=host)
+
+
+def sent(link: ssl.SSLSocket, fields: int, size: int) -> int:
+    """How many header fields of `size` bytes the broker took before it hung up."""
+    link.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+    try:
+        for number in range(fields):
+            link.sendall(b"X-%d: " % number + bytes(size).replace(b"\0", b"a") + b"\r\n")
+            time.sleep(0.01)
+    except OSError:
+        return number
+    return fields
+
+
+def test_heads_are_bounded_before_they_end(rig: Rig) -> None:
+    """128 fields of 512 KiB, on 64 connections of one address, would be 4 GiB."""
+    with dialled(rig) as link:
+        assert sent(link, 100, 400 << 10) < 30
+    with dialled(rig) as link:
+        link.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Token: " + b"a" * (300 << 10) + b"\r\n\r\n")
+        answer = link.recv(4096)  # a large head is answered, and its connection ends
+        assert b" 200 " in answer.partition(b"\r\n")[0]
+        assert b"connection: close" in answer.lower()
+
+
+def test_heads_sent_ahead_end_the_connection(rig: Rig) -> None:
+    """Each would wait in memory behind a slow answer."""
+    asked = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    large = asked + b"X: " + b"a" * (100 << 10) + b"\r\n\r\n"
+    with dialled(rig) as link:
+        link.sendall(asked + b"\r\n" + large * 3)
+        answers = b""
+        while chunk := link.recv(4096):
+            answers += chunk
+    assert 1 <= answers.count(b" 200 ") <= 2, answers
+
+
+def test_large_heads_of_all_connections_have_one_budget(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antechamber.broker.heads.MAX_LARGE", 300 << 10)
+    with dialled(rig) as first, dialled(rig) as second:
+        assert sent(first, 1, 250 << 10) == 1
+        time.sleep(0.2)
+        assert sent(second, 20, 100 << 10) < 20
+        assert rig.raw("GET", "/healthz")[0] == 200  # a small head is nobody's but its own
+    serves = serving(rig), rig.kbs()
+    reattest(*serves)
+
+
+def test_unusable_rules_keep_no_request_in_memory(rig: Rig) -> None:
+    """One error raised for every request would hold the frames of all of them, each with a body of up to 8 MiB."""
+    (rig.directory / "policy.yaml").write_text("{")
+    guest = rig.guest()
+    for _ in range(3):
+        no_verdict(lambda: guest.attest(rig.kbs()), "broker.unavailable", "rules.")
+    with pytest.raises(ConfigError) as error:
+        rig.broker.rules.current()
+    frames = [frame.name for frame in traceback.extract_tb(error.value.__traceback__)]
+    assert "attest" not in frames
+
+
+def test_audit_prints_nothing_that_a_terminal_would_obey(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, _ = rig.raw("GET", PREFIX + "/resource/a%1b%5b2Jb%9bc", Cookie="kbs-session-id=00")
+    assert status == 401
+    assert cli.main(["broker", "audit", str(rig.directory)]) == 0
+    shown = capsys.readouterr().out
+    assert "a?[2Jb" in shown
+    assert "session.unknown" in shown
+    assert shown.replace("\n", "").isprintable()

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 
 from antechamber import log
+from antechamber.broker.heads import Heads
 from antechamber.broker.sessions import origin
 
 PER_ORIGIN = 64  # connections of one IPv4 address, or of one IPv6 /64
@@ -54,8 +55,8 @@ async def open_sockets(host: str, port: int) -> list[socket.socket]:
 class Listener:
     """Accepts for an HTTP server until it is closed. The event loop's thread alone counts."""
 
-    def __init__(self, context: ssl.SSLContext, limit: int) -> None:
-        self._context, self._limit = context, limit
+    def __init__(self, context: ssl.SSLContext, limit: int, heads: Heads) -> None:
+        self._context, self._limit, self._heads = context, limit, heads
         self._held: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._sockets: list[socket.socket] = []
@@ -94,7 +95,7 @@ class Listener:
             self._spawn(self._shake_hands(link, peer, factory()))
 
     async def _shake_hands(self, link: socket.socket, peer: str, server: asyncio.Protocol) -> None:
-        connection = _Connection(server, lambda: self._leave(peer))
+        connection = _Connection(server, self._heads, lambda: self._leave(peer))
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection,
@@ -130,24 +131,33 @@ class Listener:
 
 
 class _Connection(asyncio.Protocol):
-    """The HTTP server's own protocol, telling when the connection has left."""
+    """The HTTP server's own protocol, its heads bounded, telling when the connection has left."""
 
-    def __init__(self, inner: asyncio.Protocol, left: Callable[[], None]) -> None:
-        self._inner, self._left = inner, left
+    def __init__(self, inner: asyncio.Protocol, heads: Heads, left: Callable[[], None]) -> None:
+        self._inner, self._heads, self._left = inner, heads, left
+        self._transport: asyncio.Transport | None = None
         self.made = False  # from here on, `connection_lost` will come
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.made = True
+        if isinstance(transport, asyncio.Transport):
+            self._transport = transport
         self._inner.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         try:
             self._inner.connection_lost(exc)
         finally:
+            self._heads.leave(self._transport)
             self._left()
 
     def data_received(self, data: bytes) -> None:
-        self._inner.data_received(data)
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._heads.take(self._transport, len(data)):
+            self._inner.data_received(data)
+        else:
+            self._transport.abort()
 
     def eof_received(self) -> bool | None:
         return self._inner.eof_received()

@@ -20,6 +20,7 @@ from aiohttp import web
 from antechamber import log
 from antechamber.broker.authority import MAX_CSR
 from antechamber.broker.decisions import Broker, Credentials, NotFound, Trail
+from antechamber.broker.heads import Heads
 from antechamber.broker.listener import Listener, open_sockets, raise_descriptors
 from antechamber.broker.messages import (
     COOKIE,
@@ -63,9 +64,9 @@ _VARIANTS = {
 }
 
 
-def build_app(broker: Broker) -> web.Application:
+def build_app(broker: Broker, heads: Heads) -> web.Application:
     """Routes. Unknown paths and methods are 404, as the protocol has it."""
-    server = _Server(broker)
+    server = _Server(broker, heads)
     app = web.Application(middlewares=[server.refusals], client_max_size=MAX_ATTESTATION)
     routes = [
         web.get("/healthz", server.healthz),
@@ -114,8 +115,8 @@ class _Budget:
 class _Server:
     """Endpoints. Decisions block, and are taken in threads."""
 
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+    def __init__(self, broker: Broker, heads: Heads) -> None:
+        self._broker, self._heads = broker, heads
         self._budget = _Budget()
         self._verifying = asyncio.Semaphore(MAX_VERIFYING)
 
@@ -123,7 +124,16 @@ class _Server:
     async def refusals(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Turn refusals into the protocol's error object, and record them."""
+        """Turn refusals into the protocol's error object, and record them; bound what is held meanwhile."""
+        self._heads.begin(request)
+        answer = await self._answer(request, handler)
+        if self._heads.is_last(request):
+            answer.force_close()
+        return answer
+
+    async def _answer(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
         request[_TRAIL] = Trail(request.remote or "", f"{request.method} {request.path}"[:300])
         try:
             return await handler(request)
@@ -298,7 +308,8 @@ def tls_context(certificate: str, key: str) -> ssl.SSLContext:
 
 async def start(broker: Broker, listen: str, context: ssl.SSLContext) -> tuple[web.AppRunner, str]:
     """Listen; the runner to clean up, and the URL with the port that was taken. Raises OSError."""
-    app, listener = build_app(broker), Listener(context, raise_descriptors())
+    heads = Heads()
+    app, listener = build_app(broker, heads), Listener(context, raise_descriptors(), heads)
 
     async def stop(_: web.Application) -> None:
         listener.close()

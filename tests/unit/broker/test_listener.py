@@ -15,6 +15,7 @@ import pytest
 from brokers import Rig, running
 
 from antechamber.broker import listener
+from antechamber.broker.heads import Heads
 
 HERE, THERE = "127.0.0.1", "127.0.0.2"  # two strangers
 
@@ -111,7 +112,7 @@ def test_shortage_of_descriptors_is_one_line_and_passes(rig: Rig, caplog: pytest
             return await accept(listening)
 
         loop.sock_accept = short  # type: ignore[method-assign, assignment]
-        one = listener.Listener(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), 4)
+        one = listener.Listener(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), 4, Heads())
         one.start(asyncio.Protocol, await listener.open_sockets(HERE, 0))
         await asyncio.wait_for(served.wait(), 10)
         one.close()
