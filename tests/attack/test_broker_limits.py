@@ -435,5 +435,5 @@ def test_audit_prints_nothing_that_a_terminal_would_obey(rig: Rig, capsys: pytes
     assert cli.main(["broker", "audit", str(rig.directory)]) == 0
     shown = capsys.readouterr().out
     assert "a?[2Jb" in shown
-    assert "session.unknown" in shown
+    assert "kbs.path" in shown
     assert shown.replace("\n", "").isprintable()
