@@ -30,7 +30,7 @@ def test_answer_parses_or_refuses_any_bytes(line: bytes) -> None:
     ids=["deep", "duplicate", "list", "long", "empty", "surrogate"],
 )
 def test_request_is_refused(line: bytes) -> None:
-    """`deep` was found by fuzzing: RecursionError is no ValueError, and the thread ended without an answer."""
+    """At `deep` the thread ended without an answer: RecursionError is no ValueError."""
     with pytest.raises(ConfigError) as refused:
         parse_request(line)
     assert refused.value.code == "handover.op"
@@ -40,7 +40,7 @@ def test_request_is_refused(line: bytes) -> None:
     "line", [b"", b"[" * 50_000, b"[]", b"1", b'{"ok":false}', b'{"ok":false,"code":"no code"}', b'{"ok":1}']
 )
 def test_answer_is_no_agents_when_it_has_not_its_form(line: bytes) -> None:
-    """Found by fuzzing: a list has no `get`, and a refusal took any word for its code."""
+    """A list has no `get`, and a refusal took any word for its code."""
     with pytest.raises(HardwareUnavailable) as refused:
         parse_answer(line, "agent.sock")
     assert refused.value.code == "handover.none"

@@ -68,7 +68,7 @@ def test_answer_parses_or_refuses_any_bytes(raw: bytes) -> None:
 
 @pytest.mark.parametrize("code", [None, "", "no code", "a.b\n", "A.b", "a." + "b" * 99])
 def test_refusal_without_a_code_is_unreadable(code: str | None) -> None:
-    """Found by fuzzing: whatever stood there became the code that logs and callers see."""
+    """Whatever stood there became the code that logs and callers see."""
     with pytest.raises(HardwareUnavailable) as refused:
         agent_link.parse(json.dumps({"ok": False, "code": code}).encode())
     assert refused.value.code == "agent.answer"
