@@ -2,11 +2,12 @@
 
 import errno
 import hashlib
+import mmap
 import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 _PEM = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
@@ -87,30 +88,36 @@ class FakeTsm:
         return tdx_quote(self.inblob, version=self.version) + bytes(self.padding)
 
 
-@dataclass
 class FakeRegisters:
-    """RTMRs as sysfs gives them: a write of 48 bytes extends, another is EINVAL, other registers are read-only."""
+    """RTMRs as sysfs gives them: a write of 48 bytes extends, another is EINVAL, other registers are read-only.
 
-    values: dict[str, bytes] = field(
-        default_factory=lambda: dict.fromkeys(
-            ("mrtd:sha384", "mrconfigid", *(f"rtmr{i}:sha384" for i in range(4))), bytes(48)
-        )
-    )
-    rival: bytes | None = None  # another process extends by this, right after us
-    deaf: bool = False  # says yes, extends nothing
-    error: int = 0
+    The values are in memory that a fork shares, as the kernel's are: each call comes from a worker.
+    """
+
+    def __init__(self, *, rival: bytes | None = None, deaf: bool = False, error: int = 0, hang_s: float = 0.0) -> None:
+        self.rival = rival  # another process extends by this, right after us
+        self.deaf = deaf  # says yes, extends nothing
+        self.error = error
+        self.hang_s = hang_s  # a write that does not return
+        self._values = mmap.mmap(-1, 48 * len(_REGISTERS))
+
+    def _place(self, name: str) -> slice:
+        if name not in _REGISTERS:
+            raise OSError(errno.ENOENT, "No such file or directory", name)
+        first = 48 * _REGISTERS.index(name)
+        return slice(first, first + 48)
 
     def read(self, name: str) -> bytes:
-        if name not in self.values:
-            raise OSError(errno.ENOENT, "No such file or directory", name)
-        return self.values[name]
+        return self._values[self._place(name)]
 
     def write(self, name: str, data: bytes) -> None:
+        time.sleep(self.hang_s)
         if self.error:
             raise OSError(self.error, "error", name)
         if not name.startswith("rtmr"):
             raise OSError(errno.EACCES, "Permission denied", name)
         if len(data) != 48:
             raise OSError(errno.EINVAL, "Invalid argument", name)
+        place = self._place(name)
         for digest in () if self.deaf else (data, self.rival) if self.rival is not None else (data,):
-            self.values[name] = hashlib.sha384(self.values[name] + digest).digest()
+            self._values[place] = hashlib.sha384(self._values[place] + digest).digest()

@@ -1,22 +1,26 @@
 """Measurement registers of the TD through sysfs (Linux 6.16+), and the CC event log that ACPI carries.
 
+Each call to the kernel is a worker's, which ends at a deadline: Python repeats for ever what EINTR broke off.
 Source: Linux ABI/testing/sysfs-devices-virtual-misc-tdx_guest; ACPI 6.5, CC Event Log ACPI Table.
 """
 
 import errno
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from antechamber.errors import HardwareUnavailable
+from antechamber.hardware.worker import within
 from antechamber.ports import Register
 
 REGISTERS = Path("/sys/devices/virtual/misc/tdx_guest/measurements")
 CCEL = Path("/sys/firmware/acpi/tables/data/CCEL")
 MAX_CCEL = 4 << 20  # bytes
 _SIZE = 48  # bytes, SHA-384
+_SILENT = "look at the kernel's log, and reboot: RTMR3 may have been extended"
 _OLD_KERNEL = "boot kernel 6.16 or later in a TD, with tdx_guest loaded"
 
 
@@ -50,15 +54,13 @@ class KernelRegisters:
 class SysfsMeasurements:
     """MeasurementSource over sysfs."""
 
-    def __init__(self, files: RegisterFiles | None = None, *, ccel: Path = CCEL) -> None:
+    def __init__(self, files: RegisterFiles | None = None, *, ccel: Path = CCEL, deadline_s: float = 10.0) -> None:
         self._files, self._ccel = KernelRegisters() if files is None else files, ccel
+        self._deadline_s = deadline_s
 
     def read(self, register: Register) -> bytes:
-        """48 bytes. Raises HardwareUnavailable `rtmr.absent`, `rtmr.io`, `rtmr.size`."""
-        try:
-            value = self._files.read(_name(register))
-        except OSError as e:
-            raise _unavailable(register, e) from e
+        """48 bytes. Raises HardwareUnavailable `rtmr.absent`, `rtmr.io`, `rtmr.timeout`, `rtmr.size`, `tsm.worker`."""
+        value = self._ask(register, lambda: self._files.read(_name(register)))
         if len(value) != _SIZE:
             raise HardwareUnavailable("rtmr.size", f"{register} has {len(value)} bytes, not 48", hint=_OLD_KERNEL)
         return value
@@ -67,14 +69,26 @@ class SysfsMeasurements:
         """Extend, and require that nobody else did. Raises HardwareUnavailable `rtmr.*`, `rtmr.race`."""
         if len(digest) != _SIZE:  # the kernel refuses it too, but only after the caller wrote its log
             raise HardwareUnavailable("rtmr.size", f"a digest of {len(digest)} bytes, not 48", hint="extend by SHA-384")
-        before = self.read("rtmr3")
-        try:
+
+        def extend() -> bytes:
             self._files.write(_name("rtmr3"), digest)
-        except OSError as e:
-            raise _unavailable("rtmr3", e) from e
+            return b""
+
+        before = self.read("rtmr3")
+        self._ask("rtmr3", extend)
         if self.read("rtmr3") != hashlib.sha384(before + digest).digest():
             seen = "RTMR3 is not SHA384(before || digest) after one extend"
             raise HardwareUnavailable("rtmr.race", seen, hint="nothing else may extend RTMR3: find it, and reboot")
+
+    def _ask(self, register: Register, call: Callable[[], bytes]) -> bytes:
+        def work() -> bytes:
+            try:
+                return call()
+            except OSError as e:
+                raise _unavailable(register, e) from e
+
+        late = HardwareUnavailable("rtmr.timeout", f"{register}: no answer before the deadline", hint=_SILENT)
+        return within(self._deadline_s, late, work)
 
     def ccel(self) -> bytes | None:
         """Padding included; None where the platform has none. Raises HardwareUnavailable `ccel.size`, `ccel.io`."""

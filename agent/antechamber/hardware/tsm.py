@@ -55,7 +55,8 @@ class KernelEntry:
         fd = os.open(self.path / attribute, os.O_RDONLY | os.O_CLOEXEC)
         try:
             raw = b""
-            while chunk := os.read(fd, MAX_QUOTE + 1 - len(raw)):
+            # configfs answers EFAULT to a read of no bytes
+            while len(raw) <= MAX_QUOTE and (chunk := os.read(fd, MAX_QUOTE + 1 - len(raw))):
                 raw += chunk
             if len(raw) > MAX_QUOTE:
                 raise OSError(errno.EFBIG, f"more than {MAX_QUOTE} bytes", attribute)
@@ -155,7 +156,9 @@ def _exchange(entry: AbstractContextManager[ReportEntry], report_data: bytes, un
             return _quote(report, report_data, until)
     except OSError as e:
         code, hint = _REFUSALS.get(e.errno or 0, ("tsm.io", "run as root; look at the kernel's and the host's log"))
-        seen = f"{errno.errorcode.get(e.errno or 0, 'no errno')}: {e.strerror}, {e.filename}"
+        seen = f"{errno.errorcode.get(e.errno or 0, 'no errno')}: {e.strerror}" + (
+            f", {e.filename}" if e.filename else ""
+        )
         raise HardwareUnavailable(code, seen, hint=hint) from e
 
 

@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import time
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_measurements_refuse_a_kernel_that_did_not_extend() -> None:
 def test_measurements_refuse_a_digest_of_another_size(size: int) -> None:
     files = FakeRegisters()
     assert extend_refusal(files, bytes(size)) == "rtmr.size"
-    assert files.values["rtmr3:sha384"] == bytes(48)
+    assert files.read("rtmr3:sha384") == bytes(48)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,14 @@ def test_measurements_refuse_a_digest_of_another_size(size: int) -> None:
 )
 def test_measurements_translate_what_the_kernel_says(number: int, code: str) -> None:
     assert extend_refusal(FakeRegisters(error=number)) == code
+
+
+def test_measurements_refuse_a_kernel_that_never_answers() -> None:
+    begin = time.monotonic()
+    with pytest.raises(HardwareUnavailable) as refused:
+        SysfsMeasurements(FakeRegisters(hang_s=60), deadline_s=0.3).extend_rtmr3(DIGEST)
+    assert refused.value.code == "rtmr.timeout"
+    assert time.monotonic() - begin < 10
 
 
 def test_measurements_refuse_an_old_kernel(tmp_path: Path) -> None:
