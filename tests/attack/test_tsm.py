@@ -98,6 +98,29 @@ def test_stale_entries_of_ours_are_removed_and_others_kept(tmp_path: Path) -> No
     assert sorted(tmp_path.iterdir()) == sorted(others)
 
 
+def test_entry_that_the_kernel_held_is_removed_by_the_next_quote(tmp_path: Path) -> None:
+    """A read that not even SIGKILL ends keeps rmdir waiting, past the refusal."""
+
+    class Stuck(FakeTsm):
+        def _outblob(self) -> bytes:
+            if self.hang_s:
+                (next(tmp_path.iterdir()) / "held").touch()
+            return super()._outblob()
+
+    kernel = Stuck()
+    device = ConfigfsTsm(tmp_path, entry=kernel.entry, deadline_s=0.5)
+    device.quote(REPORT_DATA)  # what earlier agents left is removed now, and only now
+    kernel.hang_s = 60
+    with pytest.raises(HardwareUnavailable) as refused:
+        device.quote(REPORT_DATA)
+    assert refused.value.code == "tsm.timeout"
+    (entry,) = tmp_path.iterdir()
+    (entry / "held").unlink()
+    kernel.hang_s = 0
+    device.quote(REPORT_DATA)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_threads_never_share_an_entry(tmp_path: Path) -> None:
     """A watch and a caller's nonce at once: each gets a quote over its own REPORTDATA."""
     device = ConfigfsTsm(tmp_path, entry=FakeTsm(hang_s=0.02).entry)

@@ -118,6 +118,7 @@ class ConfigfsTsm:
             try:
                 quote = within(self._deadline_s, _late(), exchange)
             except HardwareUnavailable:
+                self._cleared = False  # the kernel may hold on to the entry for now: the next quote removes it
                 with contextlib.suppress(HardwareUnavailable):  # what a killed worker left
                     within(_CLEARING_S, _late(), lambda: _remove(path))
                 raise
