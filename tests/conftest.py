@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-MARKS = ("root", "fuse", "userns", "netns", "cc", "curl", "openssl", "torch", "tdx", "gpu")
+MARKS = ("root", "fuse", "userns", "netns", "cc", "curl", "openssl", "torch", "tdx", "gpu", "vm")
 
 
 @functools.cache
@@ -36,6 +36,8 @@ def _lacks(mark: str) -> str:
     if mark == "torch":
         found = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
         return "" if found else "needs torch and transformers"
+    if mark == "vm":
+        return _lacks("root") or ("" if "ANTECHAMBER_VM" in os.environ else "needs the images that scripts/vm builds")
     if mark in ("tdx", "gpu"):
         return (
             "" if os.path.exists({"tdx": "/dev/tdx_guest", "gpu": "/dev/nvidiactl"}[mark]) else f"needs {mark} hardware"
