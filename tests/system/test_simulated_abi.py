@@ -1,7 +1,6 @@
 """Production adapters on the simulated kernel: the same calls, the same paths, and nothing left afterwards."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kernel_rules
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -38,48 +38,6 @@ hw.gpus.set_ready()
 hw.measurements.extend_rtmr3(b"1" * 48)
 said |= dict(after=hw.gpus.ready(), rtmr3=hw.measurements.read("rtmr3").hex(), mrtd=hw.measurements.read("mrtd").hex())
 said |= dict(ccel=hw.measurements.ccel()[:4].hex(), quote=hw.quotes.quote(data).hex())
-print(json.dumps(said))
-"""
-
-KERNEL_RULES = """
-import json, os
-root, said = "/sys/kernel/config/tsm/report/", {}
-def attempt(name, call, *args):
-    try:
-        said[name] = call(*args)
-    except OSError as e:
-        said[name] = -e.errno
-def read(path):
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return os.read(fd, 4096).decode(errors="replace")
-    finally:
-        os.close(fd)
-def write(path, data):
-    fd = os.open(path, os.O_WRONLY)
-    try:
-        return os.write(fd, data)
-    finally:
-        os.close(fd)
-os.mkdir(root + "x")
-attempt("provider", read, root + "x/provider")
-attempt("generation", read, root + "x/generation")
-attempt("outblob before inblob", read, root + "x/outblob")
-attempt("65 bytes", write, root + "x/inblob", bytes(65))
-attempt("generation after 65", read, root + "x/generation")
-attempt("32 bytes", write, root + "x/inblob", bytes(32))
-attempt("outblob of 32", read, root + "x/outblob")
-attempt("read inblob", read, root + "x/inblob")
-attempt("write provider", write, root + "x/provider", b"y")
-attempt("same", os.mkdir, root + "x")
-attempt("nested", os.mkdir, root + "x/y")
-attempt("create", os.open, root + "x/auxblob", os.O_WRONLY | os.O_CREAT)
-attempt("unlink", os.unlink, root + "x/inblob")
-attempt("rmdir", os.rmdir, root + "x")
-registers = "/sys/devices/virtual/misc/tdx_guest/measurements/"
-attempt("32 into rtmr3", write, registers + "rtmr3:sha384", bytes(32))
-attempt("write mrtd", write, registers + "mrtd:sha384", bytes(48))
-attempt("48 into rtmr3", write, registers + "rtmr3:sha384", bytes(48))
 print(json.dumps(said))
 """
 
@@ -160,25 +118,7 @@ class TestRealAbi:
         assert inside(state, ADAPTERS, knob)["facts"][fact] == value
 
     def test_files_keep_the_kernels_rules(self, state: Path) -> None:
-        assert inside(state, KERNEL_RULES) == {
-            "provider": "tdx_guest\n",
-            "generation": "0\n",
-            "outblob before inblob": -errno.EINVAL,
-            "65 bytes": -errno.EFBIG,
-            "generation after 65": "1\n",
-            "32 bytes": 32,
-            "outblob of 32": -errno.EINVAL,
-            "read inblob": -errno.EACCES,
-            "write provider": -errno.EACCES,
-            "same": -errno.EEXIST,
-            "nested": -errno.EPERM,
-            "create": -errno.ENOENT,
-            "unlink": -errno.EPERM,
-            "rmdir": None,
-            "32 into rtmr3": -errno.EINVAL,
-            "write mrtd": -errno.EACCES,
-            "48 into rtmr3": 48,
-        }
+        assert inside(state, Path(kernel_rules.__file__).read_text()) == kernel_rules.RULES
 
     def test_ready_state_is_one_for_all_processes_and_terminal(self, state: Path) -> None:
         steps = ["SetConfComputeGpusReadyState(1)", "GetConfComputeGpusReadyState()", "SetConfComputeGpusReadyState(0)"]

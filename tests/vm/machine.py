@@ -88,6 +88,7 @@ def _once(images: Path, folder: Path, kernel: str, files: Mapping[str, tuple[int
         said = qemu.stdout.read().decode(errors="replace")
     records = _records(folder)
     console = _text(folder / "console") + said
+    (images / f"console-{kernel}").write_text(console)
     ended = any("done" in record for record in records)
     assert ended, f"kernel {kernel}: came to no end; {records[-1:]}\n{console[-8000:]}"
     return Run(tuple(records), console, round(time.monotonic() - begin, 1))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import kernel_rules
 import pytest
 from vm import machine
 from vm.machine import Run
@@ -129,6 +130,12 @@ def test_boot_ends_as_documented(outside: Outside, row: Row) -> None:
     seen = outside.runs[row.kernel].result().boot(row.name)
     refused = [r["code"] for r in seen["records"] if r["event"] == "refused"]
     assert (refused or ["ok"], seen["status"]) == ([row.code], row.status)
+
+
+@pytest.mark.parametrize("kernel", CHOSEN)
+def test_kernel_keeps_the_rules_that_the_look_alike_has(outside: Outside, kernel: str) -> None:
+    absent = {} if kernel == "7" else kernel_rules.NO_REGISTERS
+    assert outside.runs[kernel].result().one("rules") == kernel_rules.RULES | absent
 
 
 @pytest.mark.skipif("7" not in CHOSEN, reason="[vm] another kernel was asked for")

@@ -170,7 +170,7 @@ class ReportFiles:
         raise OSError(errno.EPERM, path)
 
     def create(self, path: str, mode: int, flags: int) -> int:
-        raise OSError(errno.ENOENT, path)
+        raise OSError(errno.EACCES, path)
 
     def truncate(self, path: str, length: int, fh: int | None = None) -> None:
         """As configfs and sysfs: O_TRUNC changes nothing."""

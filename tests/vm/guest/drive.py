@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import faults
+import kernel_rules
 
 from antechamber.cli import real_hardware
 from antechamber.hardware.host import KernelHost
@@ -79,6 +80,7 @@ def main() -> None:
         reload_driver()
         faults._set({"stale": 1})
         boot("boot-stale-quote")
+    emit({"rules": kernel_rules.ask()})
     faults.run_all(registers, emit)
     emit({"done": True})
 

@@ -53,7 +53,10 @@ def identity() -> tuple[int, int] | None:
 def serve(intel: IntelPki) -> None:
     """Until the module goes; returns when its device is gone, or another."""
     ours = identity()
-    fd = os.open(DEVICE, os.O_RDWR)
+    try:
+        fd = os.open(DEVICE, os.O_RDWR)
+    except OSError:  # it went in between, or did not come to stay
+        return
     try:
         Holding.device = True
         while True:

@@ -309,33 +309,33 @@ static int __init sim_init(void)
 
 	if (rc)
 		return rc;
-	rc = misc_register(&qe_device);
-	if (rc)
-		return rc;
 	rc = registers_init();
 	if (rc)
-		goto no_registers;
+		return rc;
 	sim_ops.name = provider;
 	rc = tsm_register(&sim_ops, NULL);
 	if (rc)
 		goto no_provider;
+	rc = misc_register(&qe_device);
+	if (rc)
+		goto no_signer;
 	say_tdx_guest(true);
 	pr_warn("SIMULATED provider \"%s\": proves nothing\n", provider);
 	return 0;
 
+no_signer:
+	tsm_unregister(&sim_ops);
 no_provider:
 	registers_exit();
-no_registers:
-	misc_deregister(&qe_device);
 	return rc;
 }
 
 static void __exit sim_exit(void)
 {
 	say_tdx_guest(false);
+	misc_deregister(&qe_device);
 	tsm_unregister(&sim_ops);
 	registers_exit();
-	misc_deregister(&qe_device);
 	kvfree(answer);
 }
 
