@@ -38,6 +38,7 @@ REQUIRED = (
     "structure bomb: JSON", "structure bomb: aliases in YAML",
     "structure bomb: depth in JSON", "structure bomb: a dotted key in init-data", "structure bomb: events",
     "engine answering wrong", "engine dying", "engine connecting out", "secrets in a core dump", "secrets in swap",
+    "secrets in argv", "secrets in the environment", "secrets in the journal", "secrets on a disk",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from antechamber import log
 from antechamber.boot.identity import Clock, open_challenge, read_clock
@@ -42,8 +42,8 @@ class Epoch:
 
     started: float  # CLOCK_BOOTTIME
     clock: Clock
-    token: str
-    bundle: bytes
+    token: str = field(repr=False)
+    bundle: bytes = field(repr=False)
     quote: tdx.Quote
 
     @property
