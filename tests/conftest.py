@@ -5,7 +5,12 @@ import importlib.util
 import os
 import shutil
 
+import hypothesis
 import pytest
+
+# Time is no property: a loaded machine fails no test by being slow. What must end in time says so itself.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 MARKS = ("root", "fuse", "userns", "netns", "cc", "curl", "openssl", "torch", "tdx", "gpu", "vm")
 
