@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 import json
 import os
+import re
 import socket
 import ssl
 import threading
@@ -47,7 +48,7 @@ def accepted() -> tuple[Pinned, bytes, bytes]:
 def serving(
     key: bytes, leaf: bytes, reply: Callable[[ssl.SSLSocket], None], *, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
 ) -> Iterator[int]:
-    """A TLS server that reads one head a connection, then does as it likes."""
+    """A TLS server that reads one request a connection, then does as it likes."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.maximum_version = newest
     fds = [memfd(leaf), memfd(key)]
@@ -64,8 +65,7 @@ def serving(
                 return
             with contextlib.suppress(OSError), plain, context.wrap_socket(plain, server_side=True) as link:
                 link.settimeout(10)
-                while b"\r\n\r\n" not in link.recv(1 << 16):
-                    pass
+                read_request(link)
                 reply(link)
 
     threading.Thread(target=work, daemon=True).start()
@@ -74,6 +74,18 @@ def serving(
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
+
+
+def read_request(link: ssl.SSLSocket) -> None:
+    """Head and body: what is left unread when we close would reset the connection under our answer."""
+    seen = b""
+    while b"\r\n\r\n" not in seen and (more := link.recv(1 << 16)):
+        seen += more
+    head, _, body = seen.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head.lower())
+    left = int(length[1]) - len(body) if length else 0
+    while left > 0 and (more := link.recv(1 << 16)):
+        left -= len(more)
 
 
 def saying(answer: bytes) -> Callable[[ssl.SSLSocket], None]:
