@@ -19,6 +19,7 @@ PER_ORIGIN = 64  # connections of one IPv4 address, or of one IPv6 /64
 MAX_CONNECTIONS = 4096
 HANDSHAKE_S = 10.0
 CLOSE_S = 5.0  # for the peer to say goodbye
+UNREAD_S = 60.0  # for the peer to read on, while an answer does not fit into the buffers
 BACKLOG = 128
 RESERVE = 256  # descriptors for the database, files and listeners
 _PAUSE_S = 0.5  # out of descriptors: let some close
@@ -131,11 +132,12 @@ class Listener:
 
 
 class _Connection(asyncio.Protocol):
-    """The HTTP server's own protocol, its heads bounded, telling when the connection has left."""
+    """The HTTP server's own protocol, its heads and its patience bounded, telling when the connection has left."""
 
     def __init__(self, inner: asyncio.Protocol, heads: Heads, left: Callable[[], None]) -> None:
         self._inner, self._heads, self._left = inner, heads, left
         self._transport: asyncio.Transport | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self.made = False  # from here on, `connection_lost` will come
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -148,6 +150,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._inner.connection_lost(exc)
         finally:
+            self._read_on()
             self._heads.leave(self._transport)
             self._left()
 
@@ -163,7 +166,15 @@ class _Connection(asyncio.Protocol):
         return self._inner.eof_received()
 
     def pause_writing(self) -> None:
+        if self._transport is not None:  # the HTTP server itself waits for ever
+            self._unread = asyncio.get_running_loop().call_later(UNREAD_S, self._transport.abort)
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
+        self._read_on()
         self._inner.resume_writing()
+
+    def _read_on(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
