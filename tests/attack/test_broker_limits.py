@@ -3,6 +3,7 @@
 A guest powers off at a verdict (401) and goes on without one (503): each test here ends with a guest that goes on.
 """
 
+import contextlib
 import json
 import socket
 import sqlite3
@@ -365,10 +366,17 @@ def test_head_that_never_ends_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.
         connection.close()
 
 
-def dialled(rig: Rig) -> ssl.SSLSocket:
+def dialled(rig: Rig, source: str = "127.0.0.1", receive: int | None = None) -> ssl.SSLSocket:
+    """From an address; `receive`: bytes of the socket's buffer."""
     tls = ssl.create_default_context(cafile=str(rig.directory / "broker-ca.pem"))
     host, _, port = rig.url.removeprefix("https://").partition(":")
-    return tls.wrap_socket(socket.create_connection((host, int(port)), timeout=10), server_hostname=host)
+    link = socket.socket()
+    link.settimeout(10)
+    if receive is not None:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
+    link.bind((source, 0))
+    link.connect((host, int(port)))
+    return tls.wrap_socket(link, server_hostname=host)
 
 
 def sent(link: ssl.SSLSocket, fields: int, size: int) -> int:
@@ -437,3 +445,33 @@ def test_audit_prints_nothing_that_a_terminal_would_obey(rig: Rig, capsys: pytes
     assert "a?[2Jb" in shown
     assert "kbs.path" in shown
     assert shown.replace("\n", "").isprintable()
+
+
+def test_answer_that_nobody_reads_is_hung_up_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an end, 64 addresses would hold all connections for ever."""
+    monkeypatch.setattr("antechamber.broker.listener.UNREAD_S", 0.3)
+    asked = f"GET {PREFIX}/external/antechamber/collateral?nonce={'00' * 32} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    with dialled(rig, receive=4096) as link:
+        link.sendall(asked * 400)
+        time.sleep(2)
+        came = 0
+        with contextlib.suppress(OSError):
+            while chunk := link.recv(65536):
+                came += len(chunk)
+    assert came < 400 * 12_000
+
+
+def test_few_addresses_that_send_slowly_keep_nobody_out(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antechamber.broker.server.MAX_IN_FLIGHT", 200_000)
+    head = f"POST {PREFIX}/auth HTTP/1.1\r\nHost: x\r\nContent-Length: 60001\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(dialled(rig, source=f"127.0.0.{2 + n % 3}")) for n in range(6)]
+        for link in slow:
+            link.sendall(head + b" " * 30_000)
+        time.sleep(0.3)
+        guest, kbs = serving(rig), rig.kbs()
+        reattest(guest, kbs)
+        assert rig.decisions()[-1] == ("leased", "")
+        hung_out = [d for d in rig.decisions() if d == ("refused", "broker.busy")]
+        assert hung_out
+        reattest(guest, kbs)  # and what they held is given back

@@ -91,25 +91,46 @@ def build_app(broker: Broker, heads: Heads) -> web.Application:
 
 
 class _Budget:
-    """Bytes of bodies in memory, of all and of each address. The event loop's thread alone counts."""
+    """Bytes of bodies in memory, of all and of each address. The event loop's thread alone counts.
+
+    Where all of them are too many, the address with most of them gives way: a few that send slowly keep nobody out.
+    """
 
     def __init__(self) -> None:
         self._held: Counter[str] = Counter()
+        self._coming: dict[int, web.Request] = {}  # by identity: whose bodies are not whole
 
     def take(self, request: web.Request, size: int) -> None:
         """Raises BrokerDenied `broker.busy`."""
         peer = origin(request.remote or "")
+        self._coming[id(request)] = request
         self._held[peer] += size
         request[_HELD] = request.get(_HELD, 0) + size
-        if self._held[peer] > MAX_IN_FLIGHT_PER_PEER or self._held.total() > MAX_IN_FLIGHT:
-            raise BrokerDenied("broker.busy", "too many bodies at once", hint="try again")
+        if self._held[peer] > MAX_IN_FLIGHT_PER_PEER:
+            raise _busy()
+        while self._held.total() > MAX_IN_FLIGHT:
+            most = max(self._coming.values(), key=lambda one: self._held[origin(one.remote or "")])
+            if origin(most.remote or "") == peer:
+                raise _busy()
+            self.give_back(most)
+            most.content.set_exception(_busy())
+
+    def whole(self, request: web.Request) -> None:
+        """It gives way to none any more: it is being decided."""
+        self._coming.pop(id(request), None)
 
     def give_back(self, request: web.Request) -> None:
+        self.whole(request)
         if size := request.get(_HELD, 0):
             peer = origin(request.remote or "")
             self._held[peer] -= size
             if not self._held[peer]:
                 del self._held[peer]
+            request[_HELD] = 0
+
+
+def _busy() -> BrokerDenied:
+    return BrokerDenied("broker.busy", "too many bodies at once", hint="try again")
 
 
 class _Server:
@@ -237,6 +258,7 @@ class _Server:
                 self._budget.take(request, len(chunk))
                 if len(body) > limit:
                     raise MalformedEvidence("kbs.size", f"a body of over {limit} bytes", hint="send less")
+        self._budget.whole(request)
         return bytes(body)
 
 
