@@ -20,7 +20,7 @@ from interop.kit.__main__ import admin_tokens, main, parser
 from interop.kit.attesters import Simulated
 from interop.kit.catalog import CATALOG
 from interop.kit.core import SERVER, Options, Verdict, deviations, run
-from interop.kit.wire import Wire
+from interop.kit.wire import Answer, Wire
 from interop.trustee import authority, serving
 from interop.trustee_double import Double, Knobs
 
@@ -94,6 +94,13 @@ def test_our_agent_does_what_the_protocol_says_against_trustees_double(
     double = Double(Knobs(), signer, ca, {MODEL_KEY: KEY}, plugins(here))
     with serving(double, tmp_path) as url:
         CLIENT[scenario](Client(double, url, tmp_path, here))
+
+
+def test_table_prints_nothing_of_a_servers_that_a_terminal_would_obey() -> None:
+    hostile = Answer(401, (), json.dumps({"type": "t", "detail": "\x1b[2Jgone"}).encode())
+    table = report.table([Verdict("auth.ok", "1.1", "a title", "fail", str(hostile))])
+    assert "\x1b" not in table
+    assert "?[2Jgone" in table
 
 
 def test_every_scenario_is_asked_in_one_role_at_least() -> None:

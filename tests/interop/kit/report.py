@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from interop.kit.catalog import CATALOG
 from interop.kit.core import Verdict, deviations
 
+from antechamber.client.report import shown
+
 _MARKS = {"pass": "pass", "fail": "FAIL", "deviation": "dev.", "not-applicable": "n/a "}
 
 
@@ -15,7 +17,8 @@ def table(verdicts: Sequence[Verdict]) -> str:
     for v in verdicts:
         lines.append(f"{_MARKS[v.outcome]}  {v.section:7}  {v.id:24}  {v.title}")
         if v.detail:
-            lines.append(f"{'':41}{'deviation: ' if v.outcome == 'deviation' else ''}{v.detail}")
+            detail = shown(v.detail)  # a server's words, onto a terminal
+            lines.append(f"{'':41}{'deviation: ' if v.outcome == 'deviation' else ''}{detail}")
     counts = Counter(v.outcome for v in verdicts)
     lines.append(", ".join(f"{counts[o]} {o}" for o in _MARKS))
     return "\n".join(lines)
