@@ -24,6 +24,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from unit.client.guest import Guest, booted, url
 from unit.gateway.world import certificate, memfd, running
 
+from antechamber.broker.authority import Authority
+from antechamber.broker.ear import TokenSigner
 from antechamber.client import report, saved
 from antechamber.client.fetch import EndpointUnreachable, Origin, get
 from antechamber.client.pinned import async_http_client, http_client, openai_http_client, pinned_context
@@ -31,6 +33,7 @@ from antechamber.client.verify import Pinned, public_key, verify_url
 from antechamber.errors import AgentError, AppraisalRefused, ConfigError, MalformedEvidence
 from antechamber.evidence.appraise import AttestationResult, Claim
 from antechamber.evidence.bundle import parse_bundle, verify_bundle
+from antechamber.evidence.ear import EVIDENCE, PROFILE
 from antechamber.evidence.policy import load_policy
 
 
@@ -155,6 +158,29 @@ def test_gpu_that_was_swapped_after_the_boot_is_refused() -> None:
     guest.machine.gpus = (guest.machine.nvidia.device(1),)  # as genuine, but not the one that was measured
     result, _ = saved.verify_saved(guest.bundle("ab" * 32)[0], guest.policy())
     assert [c.code for c in result.claims if c.outcome == "failed"] == ["appraisal.gpu-identity"]
+
+
+def ear(ca: Authority, status: str, tls: str) -> str:
+    """A token of the broker whose CA this is."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), int(time.time())
+    event = {"details": {"data": {"domain": "antechamber", "operation": "tls", "content": tls}}}
+    cpu = {"ear.status": status, "ear.appraisal-policy-id": "demo", EVIDENCE: {"tdx": {"uefi_event_logs": [event]}}}
+    claims = {"eat_profile": PROFILE, "iss": "broker", "jti": "1", "iat": now, "exp": now + 300, "tee-pubkey": {}}
+    leaf = ca.issue(key.public_key(), "tokens", names=(), usage=(), now=now, days=1)
+    return TokenSigner(key, [leaf, ca.certificate]).sign(claims | {"submods": {"cpu0": cpu}})
+
+
+@pytest.mark.parametrize(
+    ("status", "own_key", "held"),
+    [("affirming", True, True), ("contraindicated", True, False), ("none", True, False), ("affirming", False, False)],
+)
+def test_attestation_result_counts_only_if_it_affirms_this_guest(status: str, own_key: bool, held: bool) -> None:
+    """A contraindicated token is as well signed as any, and so is another guest's."""
+    guest, ca = Guest(certificate()[1]), Authority.create("tokens", now=int(time.time()))
+    guest.token = ear(ca, status, guest.contents["tls"] if own_key else "sha384:" + "00" * 48)
+    rules = yaml.safe_load(guest.policy_text()) | {"attestation_result": {"ca": ca.pem()[0].decode()}}
+    result, _ = saved.verify_saved(guest.bundle("ab" * 32)[0], load_policy(yaml.safe_dump(rules)))
+    assert [c.code for c in result.claims if c.outcome == "failed"] == ([] if held else ["appraisal.ear"])
 
 
 def test_evidence_of_another_answer_is_refused() -> None:

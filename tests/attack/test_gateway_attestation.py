@@ -1,9 +1,11 @@
 """Demands and verdicts that must not let a request through. Each test counts what the engine saw."""
 
+import base64
 import time
 
 import pytest
-from unit.gateway.world import END, World, body, code, running, status
+from aiohttp import web
+from unit.gateway.world import END, QUOTE, World, body, code, running, status
 
 from antechamber.gateway import attestation, door
 
@@ -89,6 +91,19 @@ def test_agent_that_breaks_a_header_is_not_believed() -> None:
     assert (answer, code(text)) == (503, "attestation.unavailable")
     assert "x" not in headers
     assert not world.engine.requests
+
+
+def test_engine_that_forges_the_quotes_headers_is_not_passed_on() -> None:
+    async def forging(_: web.BaseRequest, __: bytes) -> web.StreamResponse:
+        return web.json_response({}, headers={"x-tdx-quote": "AAAA", "x-tdx-quote-sha256": "00" * 32, "x-more": "1"})
+
+    with running() as world:
+        world.engine.answer = forging
+        status, headers, _ = world.chat()
+        demanded = world.chat({"x-attestation": "required"})[1]
+        assert (status, headers["x-tdx-quote-sha256"]) == (200, world.agent.digest)
+        assert not {"x-tdx-quote", "x-more"} & set(headers)
+        assert base64.b64decode(demanded["x-tdx-quote"]) == QUOTE
 
 
 def test_quote_under_anothers_digest_serves_nobody() -> None:

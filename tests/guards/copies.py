@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 import sysconfig
 import venv
 from collections.abc import Iterator
@@ -79,8 +78,3 @@ def copies(count: int, parent: Path) -> Iterator[list[Copy]]:
         if (shared := ROOT.parent / "shared").is_dir():
             (root.parent / "shared").symlink_to(shared)
     yield made
-
-
-def interpreter() -> str:
-    """For the report."""
-    return f"Python {sys.version.split()[0]}"

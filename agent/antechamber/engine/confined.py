@@ -97,7 +97,12 @@ def _prctl(option: int, value: int) -> None:
 
 def _error(call: str) -> OSError:
     number = ctypes.get_errno()
-    return OSError(number, f"{call}: {os.strerror(number)}")
+    return OSError(number, os.strerror(number), call)
+
+
+def told(error: OSError) -> str:
+    """Which call or file, and why."""
+    return f"{error.filename or 'network'}: {error.strerror or error}"
 
 
 def command(report: int, identity: Identity | None) -> tuple[str, ...]:
@@ -117,7 +122,7 @@ def main(argv: list[str]) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         os.execve(argv[4], argv[4:], environment)  # noqa: S606  # the catalogue's argv
     except OSError as e:
-        os.write(report, f"{step}:{e.strerror or e}".encode())
+        os.write(report, f"{step}:{told(e)}".encode())
     os._exit(1)
 
 

@@ -185,7 +185,7 @@ def _confine(user: str, apart_from: int | None) -> None:
     try:
         confined.enter(_identity(user), apart_from)
     except OSError as e:
-        raise _unconfined(e.strerror or str(e)) from e
+        raise _unconfined(confined.told(e)) from e
 
 
 def _close_on_exec() -> None:

@@ -39,6 +39,7 @@ class Guest:
         self.machine = Machine(IntelPki(), NvidiaPki())
         self.signer = Ed25519PrivateKey.generate()
         self.time = int(time.time()) - age_s
+        self.token = "token"  # the broker's EAR
         self.contents = {
             "config": sha384(b"config"), "init-data": sha384(bytes(48)), "engine": sha384(b"engine"), "model": MODEL,
             "gpu": self.gpu_event(), "tls": sha384(self.tls_spki), "receipt": sha384(self.receipt_spki),
@@ -71,13 +72,13 @@ class Guest:
             engine=self.contents["engine"],
             gpu_evidence=sha384(additional.encode()),
             collateral=sha384(envelope),
-            attestation_result=sha384(b"token"),
+            attestation_result=sha384(self.token.encode()),
         )
         text = transcript_text(transcript)
         quote = Quote.parse(self.machine.quote(report_data(text))).raw
         evidence = CompositeEvidence(quote, eventlog.compose_log(self.machine.ccel(), self.aael), additional)
         served = compose(
-            text=text, evidence=evidence, collateral=envelope, token="token", tls_spki=self.tls_spki,
+            text=text, evidence=evidence, collateral=envelope, token=self.token, tls_spki=self.tls_spki,
             receipt_spki=self.receipt_spki,
         )  # fmt: skip
         return served, quote
