@@ -192,7 +192,12 @@ def main(argv: Sequence[str] | None = None, root: Path = table.ROOT) -> int:
     parser.add_argument("guard", nargs="*", help="only these guards of tests/attack/guards.toml")
     parser.add_argument("--json", action="store_true", help="each row as JSON, on stdout")
     parser.add_argument("--allow-skips", metavar="MARKS", help="marks whose tests this machine need not run (CI)")
+    parser.add_argument("--renumber", action="store_true", help="only number the rows of THREATS.md again")
     args = parser.parse_args(argv)
+    if args.renumber:
+        path = root / table.THREATS
+        path.write_text(table.renumbered(path.read_text()))
+        return 0
     start = time.monotonic()
     try:
         found = run(root, args.guard, lambda line: print(line, file=sys.stderr, flush=True))

@@ -1,5 +1,6 @@
 """What tests/attack/THREATS.md and tests/attack/guards.toml say."""
 
+import itertools
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -62,6 +63,12 @@ def load_rows(text: str) -> tuple[Row, ...]:
             number, threat, guard, test, codes = found.groups()
             rows.append(Row(int(number), threat, guard, test, tuple(re.findall(r"`(.+?)`", codes))))
     return tuple(rows)
+
+
+def renumbered(text: str) -> str:
+    """The same list, its rows numbered from 1 in the order in which they stand."""
+    numbers = itertools.count(1)
+    return re.sub(r"^\| ?\d+ \|", lambda _: f"| {next(numbers)} |", text, flags=re.MULTILINE)
 
 
 def load_guards(text: str) -> Mapping[str, Guard]:

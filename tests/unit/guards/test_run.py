@@ -108,6 +108,14 @@ def test_load_rows_refuses_a_line_that_only_resembles_a_row() -> None:
         table.load_rows("| 1 | threat | guard | `test` | `code` |")
 
 
+def test_renumber_numbers_the_rows_as_they_stand(tmp_path: Path) -> None:
+    root = planted(tmp_path / "tree", {"real": [edit()]}, [("real", TEST)] * 3)
+    path = root / table.THREATS
+    path.write_text(path.read_text().replace("| 2 |", "| 17 |"))
+    assert run.main(["--renumber"], root) == 0
+    assert [r.number for r in table.load_rows(path.read_text())] == [1, 2, 3]
+
+
 def test_by_guard_refuses_a_guard_without_a_row_and_a_row_without_a_guard() -> None:
     guard = Guard("other", (Edit("a.py", "x", "y"),))
     with pytest.raises(Unusable, match="no such guard"):
