@@ -44,6 +44,8 @@ def test_stale_verdict_refuses_a_demand_before_the_body() -> None:
     with running(verdict_age_s=60) as world:
         world.agent.age_s = 60.1
         time.sleep(0.1)
+        refused = world.chat({"x-attestation": "required"})
+        assert (refused[0], code(refused[2])) == (503, "attestation.stale")
         answer = demand_without_body(world)
         assert (status(answer), code(body(answer))) == (503, "attestation.stale")
         assert b"x-tdx-quote-sha256: " + world.agent.digest.encode() in answer
@@ -56,10 +58,10 @@ def test_bad_verdict_serves_nobody() -> None:
     with running() as world:
         world.agent.good = False
         time.sleep(0.1)
-        answer = demand_without_body(world)
-        assert (status(answer), code(body(answer))) == (503, "attestation.failed")
         refused = world.chat()
         assert (refused[0], code(refused[2])) == (503, "attestation.failed")
+        answer = demand_without_body(world)
+        assert (status(answer), code(body(answer))) == (503, "attestation.failed")
     assert not world.engine.requests
 
 

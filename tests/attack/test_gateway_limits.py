@@ -28,11 +28,11 @@ def test_body_over_the_limit_never_reaches_the_engine() -> None:
     chunk = b"8000\r\n" + b"x" * 0x8000 + b"\r\n"
     with running() as world:
         declared = world.ask("POST", CHAT, b"x" * (1 + (1 << 16)))
+        assert (declared[0], code(declared[2])) == (413, "request.size")
         hidden = world.raw(
             b"POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + END + b"\r\n" + chunk * 3
         )
         early = world.raw(b"POST /v1/completions HTTP/1.1\r\nContent-Length: 65537\r\n" + END + b"\r\n")
-    assert (declared[0], code(declared[2])) == (413, "request.size")
     assert declared[1]["x-tdx-quote-sha256"] == world.agent.digest
     assert (status(hidden), code(body(hidden))) == (413, "request.size")
     assert (status(early), code(body(early))) == (413, "request.size")  # without one byte of the body

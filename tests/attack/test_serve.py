@@ -58,7 +58,7 @@ class Guest:
 
 
 def ended(attestor: Watched, engine: EngineProcess | None = None) -> str:
-    """The code that `watch` ends with, within 20 s."""
+    """The code that `watch` ends with, within 10 s."""
     codes: list[str] = []
 
     def watching() -> None:
@@ -68,7 +68,7 @@ def ended(attestor: Watched, engine: EngineProcess | None = None) -> str:
 
     thread = threading.Thread(target=watching, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(10)
     assert codes, "the guest did not end"
     return codes[0]
 
