@@ -11,6 +11,7 @@ import ssl
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from http.client import HTTPSConnection
 from pathlib import Path
@@ -21,6 +22,7 @@ from brokers import MODEL_KEY, PREFIX, Guest, Rig, auth_body, cookie_of, running
 
 from antechamber import cli
 from antechamber.boot.attestor import passing
+from antechamber.broker import audit
 from antechamber.broker.decisions import Trail
 from antechamber.broker.kbs import Kbs
 from antechamber.broker.messages import Attestation, ErrorInformation
@@ -334,6 +336,25 @@ def test_refusals_of_strangers_do_not_fill_the_disk(rig: Rig) -> None:
     assert decisions[:2] == [("attested", ""), ("released", "")]
     assert decisions[-1] == ("refused", "session.spent")
     assert len(decisions) == 3 + 20
+
+
+def test_decisions_on_one_known_guest_do_not_fill_the_disk(rig: Rig) -> None:
+    """A guest that was broken into is still known: what it asks for over and over goes where strangers' records go."""
+    rig.broker.audit._strangers = 20
+    kbs, other = rig.kbs(), rig.kbs()
+    rig.guest().attest(kbs)
+    kbs.release(MODEL_KEY)
+    serving(rig).attest(other)
+    for _ in range(100):
+        with pytest.raises(AgentError):
+            kbs.release(MODEL_KEY)
+        other.lease()
+    decisions = Counter(rig.decisions())
+    appended = 2 * audit.MAX_PER_GUEST  # it may have been two minutes
+    assert audit.MAX_PER_GUEST <= decisions["refused", "session.spent"] <= appended + 20
+    assert audit.MAX_PER_GUEST <= decisions["leased", ""] <= appended + 20
+    assert decisions["refused", "session.spent"] + decisions["leased", ""] <= 2 * appended + 20
+    assert decisions["released", ""] == 1
 
 
 def test_evidence_that_no_policy_accepts_does_not_fill_the_disk(rig: Rig) -> None:

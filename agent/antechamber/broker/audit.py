@@ -1,12 +1,14 @@
 """The audit trail: one record for every decision, on the disk before its answer leaves.
 
 What the broker decides about guests that a policy vouches for, and for its owner, is append-only. Of what it turns away
-from strangers only the newest are kept: anyone can ask, and must not fill the disk.
+from strangers, and of what one guest asks for over and over, only the newest are kept: nobody fills the disk by asking.
 """
 
 import hashlib
 import json
 import sqlite3
+import threading
+from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -33,6 +35,7 @@ class Record:
 _LAST = "(SELECT coalesce(max(id), 0) FROM audit)"
 _COLUMNS = [f.name for f in fields(Record)]
 MAX_STRANGERS = 100_000  # records; each at most about 2 KiB
+MAX_PER_GUEST = 30  # append-only records a minute, of one guest and one kind of decision
 _MAX_FIELD, _MAX_STRANGERS_FIELD = 2000, 400  # characters
 
 
@@ -41,6 +44,24 @@ class Audit:
 
     def __init__(self, database: Database, strangers: int = MAX_STRANGERS) -> None:
         self._database, self._strangers = database, strangers
+        self._minute, self._seen = 0, Counter[tuple[str, Decision]]()
+        self._lock = threading.Lock()
+
+    def of_guest(self, guest: str, record: Record) -> None:
+        """Append a record of a known guest; what is more than `MAX_PER_GUEST` goes where strangers' go.
+
+        A guest that was broken into after its boot is still known. Raises sqlite3.Error.
+        """
+        with self._lock:
+            if (minute := record.time // 60) != self._minute:
+                self._minute = minute
+                self._seen.clear()
+            self._seen[guest, record.decision] += 1
+            often = self._seen[guest, record.decision] > MAX_PER_GUEST
+        if often:
+            self.note(record)
+        else:
+            self.add(record)
 
     def add(self, record: Record) -> None:
         """Returns once the record is on the disk. Raises sqlite3.Error, and then nothing may be released."""

@@ -45,6 +45,7 @@ class Trail:
     evidence: str = ""
     policy: str = ""
     known: bool = False  # a guest that a policy vouches for, or the owner; all others are strangers
+    guest: str = ""  # of a known guest: the content of its `tls` event, or its session where that is forgotten
 
 
 class NotFound(BrokerDenied):
@@ -111,6 +112,7 @@ class Broker:
         if policy is None:
             self._keep(trail, body)
         trail.known = policy is not None
+        trail.guest = event_content(verified.events, "tls") or "" if trail.known else ""
         claims = compose_claims(verified, nonce=sent.nonce, pubkey=sent.pubkey, policy=policy, now=self.clock())
         token = self.tokens.sign(claims)
         kept = claims["jti"], claims["exp"], trail.evidence
@@ -217,6 +219,8 @@ class Broker:
         trail.session = audit.session_digest(session.id)
         if session.result is not None:
             trail.evidence, trail.known = session.result.digests, session.attested is not None or session.spent
+            if trail.known:
+                trail.guest = (session.attested.tls if session.attested else None) or trail.session
         return session
 
     def _find(self, credentials: Credentials) -> Session:
@@ -243,7 +247,9 @@ class Broker:
     def record(self, trail: Trail, decision: Decision, *, code: str = "", detail: str = "") -> None:
         """On the disk when this returns."""
         record = self._record(trail, decision, code=code, detail=detail)
-        if trail.known or decision not in ("attested", "refused"):
+        if trail.guest:
+            self.audit.of_guest(trail.guest, record)
+        elif trail.known or decision not in ("attested", "refused"):
             self.audit.add(record)
         else:
             self.audit.note(record)
