@@ -28,7 +28,7 @@ _TICK_S = 0.05
 _REAP_S = 5.0  # after SIGKILL
 _STDERR = 2
 _SYSTEM = "/usr/bin:/bin"
-_CONFINED_S = 10.0  # to enter a namespace, and to become the engine
+_CONFINED_S = 20.0  # to enter a namespace, and to become the engine
 
 Network = Literal["own", "host"]
 
@@ -103,12 +103,14 @@ def start(launch: Launch, *, user: str = "", network: Network = "own") -> Engine
     """
     _unlink_socket(launch.socket)  # an engine that was killed leaves its socket, and the next one fails on it
     _make_home(launch, user)
-    argv = (*_dying_with_us(), *_resolved(launch))
+    dying = _dying_with_us()
+    argv = (*dying, *_resolved(launch))
     if network == "host":
         return _spawn(launch, argv, user=user)
     out, into = os.pipe()
     try:
-        engine = _spawn(launch, (*confined.command(into, _identity(user)), *argv), report=into)
+        # twice: a change of user, or a user namespace, takes back what was asked for before
+        engine = _spawn(launch, (*dying, *confined.command(into, _identity(user)), *argv), report=into)
     finally:
         os.close(into)
         said = _heard(out)
