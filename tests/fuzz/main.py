@@ -156,7 +156,7 @@ def _windows(inputs: "list[bytes] | tuple[bytes, ...]") -> set[bytes]:
     return {data[i : i + _WINDOW] for data in inputs for i in range(len(data) - _WINDOW + 1)}
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/fuzz",
         description="Fuzz the parsers with Atheris (libFuzzer). Status 1 if anything but a refusal came out.",
@@ -168,10 +168,12 @@ def main() -> int:
     parser.add_argument(
         "--minimise", action="store_true", help="do not fuzz: merge what was found into the kept corpus"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     names = args.targets or list(NAMES)
     if unknown := sorted(set(names) - set(NAMES)):
         parser.error(f"no target {', '.join(unknown)}; targets are {', '.join(NAMES)}")
+    if min(args.seconds, args.jobs) < 1:
+        parser.error("--seconds and --jobs need at least 1")  # libFuzzer takes 0 for no end
     for name in names:
         load(name)  # all now: the tree may change while the first ones run
     os.nice(10)

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 from fuzz.contract import NOW, Target, file_name, kept, outcome, require_sayable
-from fuzz.main import MAX_BYTES, MAX_FILES
+from fuzz.main import MAX_BYTES, MAX_FILES, main
 from fuzz.mutation import Mutator, simple_havoc
 from fuzz.targets import NAMES, load
 
@@ -80,3 +80,10 @@ def test_contract_lets_other_exceptions_through() -> None:
     broken = Target(name="broken", run=run, seeds=list, mutate=lambda m, data: data)
     with pytest.raises(KeyError):
         outcome(broken, b"")
+
+
+@pytest.mark.parametrize("arguments", [["--seconds", "0"], ["--seconds", "-1"], ["--jobs", "0"], ["nosuch"]], ids=str)
+def test_run_without_end_or_without_a_target_is_a_usage_error(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2

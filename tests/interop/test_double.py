@@ -127,6 +127,31 @@ def test_server_that_is_not_there_fails_every_scenario_and_ends_the_command(
     assert "ConnectionRefusedError" in capsys.readouterr().out
 
 
+WRONG = [
+    (["--only", "nosuch"], "no scenario nosuch"),
+    (["--only", "health", "--only", "heath"], "no scenario heath"),
+    (["--url", "ftp://kbs"], "not an http or https URL"),
+    (["--ca", "/nonexistent/ca.pem"], "--ca /nonexistent/ca.pem is no file"),
+    (["--ca", __file__, "--url", "https://127.0.0.1:9"], "SSLError"),
+    (["--admin-key", "/nonexistent/admin.key"], "/nonexistent/admin.key"),
+    (["--admin-key", __file__], "PEM"),
+    (["--attester", "simulator"], "needs --simulator-state"),
+    (["--attester", "simulator", "--simulator-state", "/nonexistent"], "/nonexistent is no directory"),
+    (["--attester", "simulator", "--simulator-state", "/", "--event", "model"], "model is not NAME=CONTENT"),
+    (["--wait", "0"], "--wait"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), WRONG, ids=str)
+def test_wrong_command_is_a_usage_error_that_names_what_is_wrong(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--url", "http://127.0.0.1:9", *arguments])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
 def token(**changes: Any) -> tuple[str, bytes]:
     signer, ca = authority()
     return signer.token({"exp": int(time.time()) + 300, "tee-pubkey": {}} | changes), ca

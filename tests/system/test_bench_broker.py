@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from brokers import Rig, rule, running
 
+from antechamber.simulator.bench import main
 from antechamber.simulator.load import Endpoint, LoadFailed, Park, Series, run
 
 
@@ -37,6 +38,17 @@ def test_benchmark_reports_every_figure_and_the_machine() -> None:
     assert (seen["releases"], seen["clients"], seen["rounds"], seen["gpus"]) == (6, 2, 1, 64)
     assert seen["pinned"] == (len(os.sched_getaffinity(0)) > 1)
     assert {"machine", "openssl", "rss_mib", "broker_busy", "generator_busy"} <= set(seen)
+
+
+@pytest.mark.parametrize("arguments", [("broker", "--releases"), ("broker", "--rounds"), ("boot", "--runs")], ids=str)
+def test_benchmark_of_nothing_is_a_usage_error(
+    arguments: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments, "0"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "0 is less than 1" in capsys.readouterr().err
 
 
 def test_every_release_of_a_series_is_a_guest_of_its_own(rig: Rig) -> None:

@@ -229,7 +229,7 @@ def _policy(sub: "_Sub[argparse.ArgumentParser]") -> None:
         "antechamber policy check policy.yaml\nantechamber policy check --broker ./broker",
     )
     what = check.add_mutually_exclusive_group(required=True)
-    what.add_argument("file", nargs="?", metavar="FILE", help="an Appraisal Policy")
+    what.add_argument("file", nargs="?", metavar="FILE", help="an Appraisal Policy; a broker's rules need --broker")
     what.add_argument("--broker", metavar="DIR", help="a broker's directory")
     check.add_argument("--json", action="store_true", help="one JSON object")
     check.set_defaults(run=policy.check)

@@ -112,16 +112,23 @@ def _model() -> str:
     return "unknown CPU"
 
 
+def _count(text: str) -> int:
+    """A number of things to measure: nothing has no median."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Benchmarks. Medians, and the machine.")
     verbs = parser.add_subparsers(dest="what", required=True)
     boots = verbs.add_parser("boot", help="from the agent's process start to the engine's execve", description=__doc__)
-    boots.add_argument("--runs", type=int, default=9, metavar="N", help="of each series (default: 9)")
+    boots.add_argument("--runs", type=_count, default=9, metavar="N", help="of each series (default: 9)")
     boots.add_argument("--standin", action="store_true", help="stand-ins at the ports")
     loads = verbs.add_parser("broker", help="whole releases a second and core", description=bench_broker.__doc__)
-    loads.add_argument("--releases", type=int, default=400, metavar="N", help="of each series (default: 400)")
-    loads.add_argument("--clients", type=int, default=8, metavar="N", help="guests at a time (default: 8)")
-    loads.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
+    loads.add_argument("--releases", type=_count, default=400, metavar="N", help="of each series (default: 400)")
+    loads.add_argument("--clients", type=_count, default=8, metavar="N", help="guests at a time (default: 8)")
+    loads.add_argument("--rounds", type=_count, default=3, metavar="N", help="default: 3")
     for one in (boots, loads):
         one.add_argument("--json", action="store_true", help="one JSON object")
     args = parser.parse_args()

@@ -1,11 +1,13 @@
 """Ask a KBS every scenario: `scripts/interop --url https://kbs:8080 --ca ca.pem --attester sample`."""
 
 import argparse
+import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from interop.kit import report, server_admin, server_release, server_session
 from interop.kit.attesters import Attester, Sample, Simulated, Tdx
@@ -14,6 +16,7 @@ from interop.kit.wire import Wire
 from joserfc import jwt
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
+from antechamber.errors import AgentError
 from antechamber.simulator.knobs import Knobs
 from antechamber.simulator.state import State
 
@@ -74,25 +77,24 @@ def admin_tokens(args: argparse.Namespace) -> Callable[[int], str] | None:
 
 
 def attester(args: argparse.Namespace) -> Callable[[], Attester]:
+    """Raises ValueError, AgentError."""
     if args.attester == "sample":
         return Sample
     if args.attester == "tdx":
         return Tdx
     if args.simulator_state is None:
-        raise SystemExit("scripts/interop: --attester simulator needs --simulator-state")
+        raise ValueError("--attester simulator needs --simulator-state")
+    if wrong := [e for e in args.event if "=" not in e]:
+        raise ValueError(f"--event {wrong[0][:200]} is not NAME=CONTENT")
+    if not args.simulator_state.is_dir():  # a state that is not there would be made: of vendors that no broker pins
+        raise ValueError(f"--simulator-state {args.simulator_state} is no directory")
     state, contents = State.open(args.simulator_state), dict(e.split("=", 1) for e in args.event)
     return lambda: Simulated(state.machine(Knobs()), contents)
 
 
-def main(argv: list[str] | None = None) -> int:
-    p = parser()
-    args = p.parse_args(argv)
-    if args.list or args.deviations:
-        print(report.catalogue() if args.list else report.markdown())
-        return 0
-    if not args.url:
-        p.error("--url is needed")
-    options = Options(
+def options_of(args: argparse.Namespace) -> Options:
+    """Raises OSError, TypeError, ValueError, UnsupportedAlgorithm."""
+    return Options(
         resource=args.resource,
         boot_resource=args.boot_resource,
         denied=args.denied,
@@ -103,8 +105,32 @@ def main(argv: list[str] | None = None) -> int:
         wait=real_wait if args.wait else None,
         lifetime_s=args.wait or 300,
     )
-    wire, who = Wire(args.url, args.ca), attester(args)
-    chosen = [s for s in SERVER if not args.only or s in args.only or s.partition(".")[0] in args.only]
+
+
+def chosen_scenarios(only: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The scenarios of these ids and families, all of them for none; and what names no scenario."""
+    names = {name for s in SERVER for name in (s, s.partition(".")[0])}
+    chosen = [s for s in SERVER if not only or s in only or s.partition(".")[0] in only]
+    return chosen, [name for name in only if name not in names]
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = parser()
+    args = p.parse_args(argv)
+    if args.list or args.deviations:
+        print(report.catalogue() if args.list else report.markdown())
+        return 0
+    if not args.url:
+        p.error("--url is needed")
+    chosen, unknown = chosen_scenarios(args.only)
+    if unknown:
+        p.error(f"no scenario {', '.join(unknown)}: --list has them")  # nothing asked must not look like nothing failed
+    if args.wait is not None and args.wait < 1:
+        p.error("--wait needs at least a second")
+    try:
+        options, wire, who = options_of(args), Wire(args.url, args.ca), attester(args)
+    except (OSError, TypeError, ValueError, UnsupportedAlgorithm, AgentError) as e:
+        p.error(f"{type(e).__name__}: {e}" if isinstance(e, ssl.SSLError) else str(e))
     verdicts = [run(s, wire, who, options, args.profile) for s in chosen]
     print(report.as_json(verdicts, args.url, args.profile) if args.json else report.table(verdicts))
     return 1 if any(v.outcome == "fail" for v in verdicts) else 0

@@ -5,6 +5,7 @@ import json
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -54,6 +55,8 @@ class Wire:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"not an http or https URL: {url[:200]}")
         self.host, self.port, self.base = parts.hostname, parts.port, parts.path.rstrip("/")
+        if ca is not None and not Path(ca).is_file():
+            raise ValueError(f"--ca {ca[:200]} is no file")  # OpenSSL's own words do not name it
         self.tls = ssl.create_default_context(cafile=ca) if parts.scheme == "https" else None
         self.timeout_s = timeout_s
 
