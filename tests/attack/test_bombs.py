@@ -61,10 +61,11 @@ def memory(most: int) -> Iterator[None]:
     assert grown <= most + 64 * MIB, f"the process grew by {grown / MIB:.1f} MiB"
 
 
-def refused(parse: Parse, raw: bytes, most: int = 4 * MIB) -> str:
+def refused(parse: Parse, raw: bytes, most: int = 4 * MIB, why: str = "") -> str:
     with memory(len(raw) * 3 + most), pytest.raises(AgentError) as error:
         parse(raw)
     assert len(str(error.value)) < 5000
+    assert why in str(error.value)
     return error.value.code
 
 
@@ -190,8 +191,9 @@ def test_json_bomb_is_refused(parse: Parse, codes: str, limit: int, bomb: str) -
     ids=[o[0] for o in JSON if o[3] <= 8 * MIB],
 )
 def test_json_over_its_limit_is_not_read(parse: Parse, codes: str, limit: int) -> None:
+    """Blanks are no JSON either, and the code is the same: the size must be the reason."""
     raw = b" " * (limit + 1)
-    assert refused(parse, raw, most=MIB) in codes.split()
+    assert refused(parse, raw, most=MIB, why=f"{limit + 1} bytes, at most {limit}") in codes.split()
 
 
 @pytest.mark.parametrize(
