@@ -22,6 +22,8 @@ find_python() {
 setup() {
   local stamp=$venv/.antechamber-lock
   if [ -x "$python" ] && { echo "$root" && cat "$root/requirements.lock"; } | cmp -s - "$stamp"; then return; fi
+  [ ! -e "$venv" ] || [ -O "$venv" ] || [ "$(id -u)" = 0 ] ||
+    fail "$venv is another user's: name a place of your own in ANTECHAMBER_VENV"
   local base
   base=$(find_python)
   "$base" -c 'import ensurepip, venv' 2>/dev/null ||

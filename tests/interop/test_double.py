@@ -20,6 +20,7 @@ from interop.kit.core import SERVER, Options, run
 from interop.kit.jose import verify_token
 from interop.kit.wire import Wire
 from interop.trustee import authority, serving
+from interop.trustee import main as double_command
 from interop.trustee_double import Double, Knobs
 from interop.trustee_seal import Signer
 
@@ -148,6 +149,26 @@ def test_wrong_command_is_a_usage_error_that_names_what_is_wrong(
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--url", "http://127.0.0.1:9", *arguments])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--listen", "nonsense"], "is not ADDRESS:PORT"),
+        (["--resource", "foo"], "foo is not PATH=TEXT"),
+        (["--knob", "nosuch=1"], "no knob nosuch"),
+        (["--knob", "lose=often"], "lose is a number"),
+        (["--knob", "deny=false"], "deny is 1 or 0"),
+    ],
+    ids=str,
+)
+def test_wrong_command_of_the_double_is_a_usage_error(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        double_command(arguments)
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
 

@@ -114,26 +114,39 @@ def main(argv: list[str] | None = None) -> int:
         "--knob", action="append", default=[], metavar="NAME=VALUE", help=", ".join(f.name for f in fields(Knobs))
     )
     args = p.parse_args(argv)
-    knobs, healthy = Knobs(), Knobs()
+    knobs = Knobs()
     for setting in args.knob:
         name, _, value = setting.partition("=")
-        setattr(knobs, name, type(getattr(healthy, name))(value))
+        kinds = {f.name: type(getattr(Knobs(), f.name)) for f in fields(Knobs)}
+        if name not in kinds:
+            p.error(f"no knob {name}: {', '.join(kinds)}")
+        if kinds[name] is bool and value not in ("0", "1"):
+            p.error(f"--knob {setting}: {name} is 1 or 0")
+        try:
+            setattr(knobs, name, value == "1" if kinds[name] is bool else kinds[name](value))
+        except ValueError:
+            p.error(f"--knob {setting}: {name} is a number")
+    if wrong := [r for r in args.resource if "=" not in r]:
+        p.error(f"--resource {wrong[0]} is not PATH=TEXT")
     signer, ca = authority()
     double = Double(knobs, signer, ca, {k: v.encode() for k, v in (r.split("=", 1) for r in args.resource)})
     host, _, port = args.listen.rpartition(":")
+    if not host or not port.isdecimal():
+        p.error(f"--listen {args.listen} is not ADDRESS:PORT")
 
     async def serve() -> None:
         directory = args.tls or Path(tempfile.gettempdir())
         _, url = await _listen(double, directory, host, int(port), args.tls is not None)
         print(f"listening at {url}", flush=True)
-        shown = 0
+        shown = complained = 0
         while True:
             await asyncio.sleep(0.2)
             for line in double.seen[shown:]:
                 print(line, flush=True)
             shown = len(double.seen)
-            for line in (*double.log, *double.wrong):
+            for line in (*double.log, *double.wrong[complained:]):
                 print("refused: " + line, flush=True)
+            complained = len(double.wrong)
             double.log.clear()
 
     try:
