@@ -55,6 +55,27 @@ def test_link_of_the_readme_leads_somewhere(link: str) -> None:
     assert (ROOT / link.partition("#")[0]).exists()
 
 
+PAGES = sorted(p.relative_to(ROOT) for p in (ROOT / "docs").rglob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text()):
+        assert (ROOT / page.parent / link).exists(), link
+
+
+HARDWARE = re.findall(  # of the column with the commands
+    r"`(antechamber [a-z][^`]*)`",
+    "\n".join(re.findall(r"^\| \d+ \|[^|]*\|([^|]*)\|", (ROOT / "docs" / "hardware.md").read_text(), re.M)),
+)
+
+
+@pytest.mark.parametrize("command", [c for c in dict.fromkeys(HARDWARE) if "..." not in c])
+def test_command_for_hardware_parses(command: str) -> None:
+    words = command.replace("$(openssl rand -hex 64)", "00" * 64).partition(" > ")[0]
+    build_parser().parse_args(shlex.split(words)[1:])
+
+
 def test_examples_of_the_documentation_load() -> None:
     from antechamber import config
     from antechamber.broker.rules import load_rules
