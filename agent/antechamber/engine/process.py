@@ -147,7 +147,9 @@ def _spawn(launch: Launch, argv: tuple[str, ...], *, user: str = "", report: int
 def _heard(out: int) -> str | None:
     """What the confined program said before it became the engine: None if that went well. Closes `out`."""
     with open(out, "rb", buffering=0) as pipe:
-        if not select.select([pipe], [], [], _CONFINED_S)[0]:
+        ready = select.poll()  # select(2) takes no descriptor over 1023
+        ready.register(pipe, select.POLLIN)
+        if not ready.poll(_CONFINED_S * 1000):
             return f"network:nothing within {_CONFINED_S:g} s"
         return pipe.read(512).decode(errors="replace") or None
 

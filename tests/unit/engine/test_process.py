@@ -1,4 +1,6 @@
+import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -54,6 +56,20 @@ def test_start_passes_no_descriptor_but_stdio(tmp_path: Path) -> None:
     os.close(held)
     engine.stop()
     assert str(held) not in open_there
+
+
+def test_start_starts_an_engine_where_a_thousand_descriptors_are_open(tmp_path: Path) -> None:
+    """select(2) takes none over 1023: what the confined program says was never heard."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        while (fd := os.open(os.devnull, os.O_RDONLY)) < 1024:
+            stack.callback(os.close, fd)
+        stack.callback(os.close, fd)
+        engine = process.start(python(tmp_path, "import time; time.sleep(60)"), network=NETWORK)
+        assert engine.alive
+        engine.stop()
 
 
 def test_start_leads_a_session_of_its_own(tmp_path: Path) -> None:
