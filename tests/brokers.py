@@ -121,6 +121,7 @@ def serving(
         loop.call_soon_threadsafe(loop.stop_broker)  # type: ignore[attr-defined]
         thread.join(10)
         loop.close()
+        broker.store._database.close()  # a broker's process ends with its descriptors: this one does not
 
 
 def cookie_of(headers: dict[str, str]) -> str:
