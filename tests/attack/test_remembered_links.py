@@ -10,10 +10,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fake_nvidia import NONCE, NOW, FakeDevice, hopper
 
 from antechamber.errors import AgentError
+from antechamber.evidence import chain, gpu_chain
 from antechamber.evidence.anchors import NVIDIA_ROOT_SPKI, Anchors
 from antechamber.evidence.certificates import MAX_LINKS, verify_issued
 from antechamber.evidence.chain import verify_quote
-from antechamber.evidence.collateral import TdxCollateral
+from antechamber.evidence.collateral import MAX_SETS, TdxCollateral
 from antechamber.evidence.composite import GpuEvidence
 from antechamber.evidence.gpu_chain import verify_device
 from antechamber.evidence.tdx import Quote
@@ -22,7 +23,8 @@ from antechamber.simulator.intel import IntelPki, td_body
 
 @pytest.fixture(autouse=True)
 def _empty_memory() -> None:
-    verify_issued.cache_clear()
+    for memory in (verify_issued, chain._pck_chain, chain._signer, gpu_chain._verified_chain):
+        memory.cache_clear()
 
 
 def refusal(run: Callable[[], object]) -> str:
@@ -37,9 +39,9 @@ def gpu(evidence: GpuEvidence, anchors: Anchors, now: int = NOW) -> None:
 
 @pytest.mark.parametrize("at", range(5))
 def test_gpu_chain_that_is_remembered_is_refused_once_a_certificate_is_over(at: int) -> None:
-    chain = hopper()
-    chain[at].end = dt.datetime.fromtimestamp(NOW + 60, dt.UTC)
-    device = FakeDevice(chain)
+    links = hopper()
+    links[at].end = dt.datetime.fromtimestamp(NOW + 60, dt.UTC)
+    device = FakeDevice(links)
     evidence = device.evidence()
     gpu(evidence, device.anchors)
     gpu(evidence, device.anchors, NOW + 60)
@@ -90,7 +92,7 @@ def test_link_that_did_not_verify_is_asked_again() -> None:
 def test_certificates_of_a_stranger_are_not_remembered() -> None:
     device, stranger = FakeDevice(), FakeDevice()
     assert refusal(lambda: gpu(stranger.evidence(), device.anchors)) == "gpu.anchor"
-    assert verify_issued.cache_info().currsize == 0
+    assert verify_issued.cache_info().currsize == gpu_chain._verified_chain.cache_info().currsize == 0
 
 
 def test_forged_chain_below_the_true_root_leaves_only_what_the_root_vouches_for() -> None:
@@ -103,6 +105,17 @@ def test_forged_chain_below_the_true_root_leaves_only_what_the_root_vouches_for(
 
 def test_memory_is_bounded() -> None:
     assert verify_issued.cache_parameters()["maxsize"] == MAX_LINKS == 4096
+    assert gpu_chain._verified_chain.cache_parameters()["maxsize"] == gpu_chain.MAX_CHAINS == 512
+    assert chain._pck_chain.cache_parameters()["maxsize"] == chain.MAX_CHAINS == 512
+    assert chain._signer.cache_parameters()["maxsize"] == MAX_SETS
+
+
+def test_pck_chain_of_a_stranger_is_not_remembered() -> None:
+    pki, stranger = IntelPki(NOW, seed=bytes(32)), IntelPki(NOW, seed=bytes([1]) * 32)
+    anchors, quote = Anchors(pki.root_der, NVIDIA_ROOT_SPKI), Quote.parse(stranger.quote_v4(td_body()))
+    collateral = TdxCollateral.build(pki.collateral())
+    assert refusal(lambda: verify_quote(quote, collateral, anchors, NOW)) == "quote.anchor"
+    assert chain._pck_chain.cache_info().currsize == 0
 
 
 def test_pck_chain_that_is_remembered_is_refused_once_it_is_over() -> None:

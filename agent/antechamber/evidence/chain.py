@@ -21,6 +21,7 @@ from antechamber.evidence.certificates import CERTIFICATE_ERRORS, verify_issued
 from antechamber.evidence.collateral import MAX_SETS, TdxCollateral
 from antechamber.evidence.tdx import Quote
 
+MAX_CHAINS = 512  # PCK chains remembered, each at most 16 KiB
 _ROOT = frozenset({"Intel SGX Root CA"})
 _PCK_CA = frozenset({"Intel SGX PCK Platform CA", "Intel SGX PCK Processor CA"})
 _PCK = frozenset({"Intel SGX PCK Certificate"})
@@ -179,25 +180,37 @@ def _refusal(seen: str) -> AppraisalRefused:
 
 
 def _verify_pck_chain(pem: bytes, root_key_id: bytes, now: int) -> None:
+    if now > _pck_chain(pem, root_key_id)[1]:  # one that is too early means a clock that is: dcap-qvl refuses it
+        raise AppraisalRefused("quote.chain-expired", "PCK chain: a certificate is over", hint=_HINT)
+
+
+@functools.lru_cache(MAX_CHAINS)
+def _pck_chain(pem: bytes, root_key_id: bytes) -> tuple[int, int]:
+    """When a chain that leads to the anchor is valid. What held is remembered; a refusal never is."""
+
     def refuse(reason: str, detail: str) -> AppraisalRefused:
         codes = {"role": "quote.role", "anchor": "quote.anchor", "chain": "quote.chain"}
         return AppraisalRefused(codes[reason], f"PCK chain: {detail}", hint=_HINT)
 
-    chain = _verify_roles(pem, (_PCK, _PCK_CA, _ROOT), root_key_id, refuse)
-    if now > _valid(chain)[1]:  # one that is too early means a clock that is: dcap-qvl refuses it
-        raise AppraisalRefused("quote.chain-expired", "PCK chain: a certificate is over", hint=_HINT)
+    return _valid(_verify_roles(pem, (_PCK, _PCK_CA, _ROOT), root_key_id, refuse))
 
 
 def _verify_signer(pem: str, root_key_id: bytes, now: int) -> None:
+    start, end = _signer(pem, root_key_id)
+    if not start <= now <= end:
+        code = "collateral.early" if now < start else "collateral.expired"
+        raise AppraisalRefused(code, "collateral signer: a certificate is not valid at this time", hint=_HINT)
+
+
+@functools.lru_cache(MAX_SETS)
+def _signer(pem: str, root_key_id: bytes) -> tuple[int, int]:
+    """As `_pck_chain`, of the collateral's signer."""
+
     def refuse(reason: str, detail: str) -> AppraisalRefused:
         codes = {"role": "collateral.role", "anchor": "collateral.anchor", "chain": "collateral.chain"}
         return AppraisalRefused(codes[reason], f"collateral signer: {detail}", hint=_HINT)
 
-    chain = _verify_roles(pem.encode(), (_TCB_SIGNER, _ROOT), root_key_id, refuse)
-    start, end = _valid(chain)
-    if not start <= now <= end:
-        code = "collateral.early" if now < start else "collateral.expired"
-        raise AppraisalRefused(code, "collateral signer: a certificate is not valid at this time", hint=_HINT)
+    return _valid(_verify_roles(pem.encode(), (_TCB_SIGNER, _ROOT), root_key_id, refuse))
 
 
 def _valid(chain: Sequence[x509.Certificate]) -> tuple[int, int]:

@@ -4,6 +4,7 @@ Measurements are not compared with RIMs and revocation is not asked: the claims 
 Source: NVIDIA nvtrust and attestation SDK 1.2.2 (behaviour), TCG DICE Attestation Architecture 1.1 (extensions).
 """
 
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from antechamber.evidence.gpu import GPU_BLOCKS, SWITCH_BLOCKS, Mode, Report
 JSON: TypeAlias = str | int | bool | None
 
 MAX_CHAIN = 0x8000  # bytes of PEM
+MAX_CHAINS = 512  # remembered, each at most MAX_CHAIN
 _LEAST, _MOST = 3, 6  # certificates: leaf, BROM, ..., root
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----\s*")
 _FAMILIES = {"HOPPER": r"GH100", "BLACKWELL": r"GB\d{3}", "LS10": r"LS_10"}
@@ -125,18 +127,21 @@ def verify_device(device: GpuEvidence, *, nonce: bytes, anchors: Anchors, now: i
     report = Report.parse(device.report)  # 1
     if report.nonce != nonce:  # of 32 bytes, so a nonce of another size never matches
         raise AppraisalRefused("gpu.nonce", f"report over {report.nonce.hex()}, not {nonce.hex()}", hint=_HINT)
-    chain = _parse_chain(device.certificate)  # 2
     try:
-        _verify_chain(chain, anchors, now)
+        chain, key = _verified_chain(device.certificate, anchors.nvidia_spki)  # 2
+        for certificate in reversed(chain):
+            _require_valid(certificate, now)
         _verify_family(device.arch, chain, report)  # 3
-        _verify_signature(chain[0], report)  # 4
+        _verify_signature(key, chain[0], report)  # 4
         fwid_matched = _verify_fwid(device.arch, chain[0], report.opaque.fwid)  # 5
-        return _claims(device.arch, chain, report, fwid_matched)
+        return _claims(device.arch, chain, report, fwid_matched, anchors)
     except CERTIFICATE_ERRORS as e:  # fields are parsed when first read
         raise AppraisalRefused("gpu.chain", f"a certificate does not parse: {e}", hint=_CHAIN_HINT) from e
 
 
-def _claims(arch: str, chain: Sequence[x509.Certificate], report: Report, fwid_matched: bool) -> GpuClaims:
+def _claims(
+    arch: str, chain: Sequence[x509.Certificate], report: Report, fwid_matched: bool, anchors: Anchors
+) -> GpuClaims:
     return GpuClaims(
         arch=arch,
         driver_version=report.opaque.driver_version,
@@ -147,7 +152,7 @@ def _claims(arch: str, chain: Sequence[x509.Certificate], report: Report, fwid_m
         mode=report.opaque.mode,
         fwid_matched=fwid_matched,
         measurements=report.measurements,
-        root_spki=spki_sha256(chain[-1]),
+        root_spki=anchors.nvidia_spki,  # the chain ends there
     )
 
 
@@ -163,14 +168,21 @@ def _parse_chain(pem: bytes) -> tuple[x509.Certificate, ...]:
         raise AppraisalRefused("gpu.chain", f"a certificate does not parse: {e}", hint=_CHAIN_HINT) from e
 
 
-def _verify_chain(chain: Sequence[x509.Certificate], anchors: Anchors, now: int) -> None:
-    """From the root down, so that whoever makes certificates of his own is refused before a link of them holds."""
+@functools.lru_cache(MAX_CHAINS)
+def _verified_chain(pem: bytes, nvidia_spki: bytes) -> tuple[tuple[x509.Certificate, ...], ec.EllipticCurvePublicKey]:
+    """A chain that leads to the anchor, and its leaf's key: all that no time and no revocation can change.
+
+    What held is remembered for exactly these bytes and this anchor; a refusal never is. From the root down, so that
+    whoever makes certificates of his own is refused before a link of them holds.
+    Raises AppraisalRefused `gpu.chain`, `gpu.anchor`, and CERTIFICATE_ERRORS.
+    """
+    chain = _parse_chain(pem)
     root = chain[-1]
     if len(set(chain)) != len(chain):
         raise AppraisalRefused("gpu.chain", "a certificate stands twice", hint=_CHAIN_HINT)
     for certificate in chain:
         _require_known(certificate)
-    if spki_sha256(root) != anchors.nvidia_spki:
+    if spki_sha256(root) != nvidia_spki:
         seen = f"root {_common_name(root)} has key {spki_sha256(root).hex()}"
         raise AppraisalRefused("gpu.anchor", seen, hint="this is not the NVIDIA anchor that the policy names")
     for certificate, issuer in reversed(tuple(zip(chain, (*chain[1:], root), strict=True))):
@@ -179,10 +191,10 @@ def _verify_chain(chain: Sequence[x509.Certificate], anchors: Anchors, now: int)
         except (*CERTIFICATE_ERRORS, InvalidSignature) as e:
             seen = f"{_common_name(certificate)} is not issued by {_common_name(issuer)}"
             raise AppraisalRefused("gpu.chain", seen, hint=_CHAIN_HINT) from e
-        _require_valid(certificate, now)
     for below, certificate in enumerate(chain[1:]):
         _require_issuer(certificate, below)
     _require_leaf(chain[0])
+    return chain, _p384(chain[0])
 
 
 def _p384(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
@@ -259,11 +271,11 @@ def _verify_family(arch: str, chain: Sequence[x509.Certificate], report: Report)
         raise AppraisalRefused("gpu.arch", f"{arch} with {len(report.measurements)} blocks, not {blocks}", hint=_HINT)
 
 
-def _verify_signature(leaf: x509.Certificate, report: Report) -> None:
+def _verify_signature(key: ec.EllipticCurvePublicKey, leaf: x509.Certificate, report: Report) -> None:
     r, s = report.signature[:48], report.signature[48:]
     signature = encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
     try:
-        _p384(leaf).verify(signature, report.signed, ec.ECDSA(hashes.SHA384()))
+        key.verify(signature, report.signed, ec.ECDSA(hashes.SHA384()))
     except InvalidSignature as e:
         seen = f"the report is not signed by {_common_name(leaf)}"
         raise AppraisalRefused("gpu.signature", seen, hint=_HINT) from e
