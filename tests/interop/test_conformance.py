@@ -136,6 +136,17 @@ def test_command_says_it_in_a_table_and_in_json(rig: tuple[Rig, Clock], capsys: 
     }  # fmt: skip
 
 
+def test_command_that_could_ask_nothing_does_not_end_well(
+    rig: tuple[Rig, Clock], capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker = rig[0]
+    asked = ["--url", broker.url, "--ca", str(broker.directory / "broker-ca.pem"), "--only", "admin.policy-ids"]
+    with pytest.raises(SystemExit) as ended:
+        main(asked)
+    assert ended.value.code == 2
+    assert "give --admin-key" in capsys.readouterr().out
+
+
 def test_command_asks_a_broker_of_the_simulators_vendors_everything_that_needs_no_waiting(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

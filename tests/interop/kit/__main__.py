@@ -133,6 +133,8 @@ def main(argv: list[str] | None = None) -> int:
         p.error(f"{type(e).__name__}: {e}" if isinstance(e, ssl.SSLError) else str(e))
     verdicts = [run(s, wire, who, options, args.profile) for s in chosen]
     print(report.as_json(verdicts, args.url, args.profile) if args.json else report.table(verdicts))
+    if all(v.outcome == "not-applicable" for v in verdicts):
+        p.error("nothing was asked: each verdict says what to give")  # that must not look like nothing failed
     return 1 if any(v.outcome == "fail" for v in verdicts) else 0
 
 
