@@ -218,12 +218,14 @@ def test_token_is_refused_for_its_signer() -> None:
         verify_token(f"{head}.{payload}.{'A' * 86}", None, time.time())
 
 
-def test_double_serves_by_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_double_serves_by_itself(tmp_path: Path, number: int) -> None:
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "interop.trustee", "--listen", "127.0.0.1:0", "--resource", "a/b/1=test"]
     command += ["--knob", "padding=10", "--tls", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(root / "tests")}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    background = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]  # as a shell without job control does it
+    with subprocess.Popen(background, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().split()[-1]
@@ -232,5 +234,9 @@ def test_double_serves_by_itself(tmp_path: Path) -> None:
             assert run("token.verify", wire, Sample, options, "trustee").outcome == "pass"
             assert run("jwe.p-256", wire, Sample, options, "trustee").outcome == "pass"
         finally:
-            process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+            process.send_signal(number)
+            try:
+                status = process.wait(10)
+            finally:
+                process.kill()
+        assert status == 0

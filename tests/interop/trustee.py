@@ -8,12 +8,13 @@ import argparse
 import asyncio
 import datetime as dt
 import ipaddress
+import signal
 import ssl
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -139,8 +140,12 @@ def main(argv: list[str] | None = None) -> int:
         _, url = await _listen(double, directory, host, int(port), args.tls is not None)
         print(f"listening at {url}", flush=True)
         shown = complained = 0
-        while True:
-            await asyncio.sleep(0.2)
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts it in the background has SIGINT ignored
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        while not stop.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 0.2)
             for line in double.seen[shown:]:
                 print(line, flush=True)
             shown = len(double.seen)
@@ -149,11 +154,8 @@ def main(argv: list[str] | None = None) -> int:
             complained = len(double.wrong)
             double.log.clear()
 
-    try:
-        asyncio.run(serve())
-    except KeyboardInterrupt:
-        return 1 if double.wrong else 0
-    return 0
+    asyncio.run(serve())
+    return 1 if double.wrong else 0
 
 
 if __name__ == "__main__":
