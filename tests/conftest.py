@@ -1,5 +1,6 @@
 """Marks to skips: a test that needs what this machine lacks says so; CI refuses a skip it could have avoided."""
 
+import ctypes.util
 import functools
 import importlib.util
 import os
@@ -12,7 +13,7 @@ import pytest
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
-MARKS = ("root", "fuse", "userns", "netns", "cc", "curl", "openssl", "torch", "tdx", "gpu", "vm")
+MARKS = ("root", "fuse", "userns", "netns", "cc", "curl", "openssl", "rego", "torch", "tdx", "gpu", "vm")
 
 
 @functools.cache
@@ -38,6 +39,8 @@ def _lacks(mark: str) -> str:
         return "" if getattr(_capabilities(), mark) else _capabilities().reasons[mark]
     if mark in ("curl", "openssl"):
         return "" if shutil.which(mark) else f"needs the {mark} command"
+    if mark == "rego":
+        return "" if ctypes.util.find_library("atomic") else "needs libatomic (Debian, Ubuntu: apt install libatomic1)"
     if mark == "torch":
         found = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
         return "" if found else "needs torch and transformers"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from brokers import running
 from interop.kit.server_release import claims_of
-from interop.regos import ENGINES, REFERENCES, Engine
+from interop.regos import ENGINES, REFERENCES, Engine, regopy
 from vectors import VECTORS, needs_vectors
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "trustee"
@@ -20,7 +20,9 @@ KEY = {"plugin": "resource", "resource-path": ["default", "model-key", "llama-3.
 CERTIFICATE = {"plugin": "external", "resource-path": ["antechamber", "certificate"], "query": {}}
 LEASE = {"plugin": "external", "resource-path": ["antechamber", "lease"], "query": {}}
 Claims = dict[str, Any]
-engines = pytest.mark.parametrize("engine", ENGINES, ids=lambda e: e.__name__)
+engines = pytest.mark.parametrize(
+    "engine", [pytest.param(e, marks=pytest.mark.rego) if e is regopy else e for e in ENGINES], ids=lambda e: e.__name__
+)
 
 
 def trustees(claims: Claims) -> Claims:
