@@ -1,4 +1,5 @@
 import contextlib
+import fcntl
 import os
 import resource
 import signal
@@ -48,7 +49,7 @@ def test_start_gives_the_environment_directory_and_umask_of_the_launch(tmp_path:
 
 
 def test_start_passes_no_descriptor_but_stdio(tmp_path: Path) -> None:
-    held = os.dup2(0, 99, inheritable=True)
+    held = fcntl.fcntl(0, fcntl.F_DUPFD, 99)  # inheritable, and nobody else's
     engine = process.start(
         python(tmp_path, "import os; open('out','w').write(repr(os.listdir('/proc/self/fd')))"), network=NETWORK
     )
