@@ -36,6 +36,19 @@ DISK = Path("/var/tmp")
 UNLIMITED = {"until": "unlimited", "releases": "unlimited", "at_once": "unlimited"}
 
 
+def gpu_policy() -> dict[str, Any]:
+    """`gpu:` of a policy that the simulated machine, as it comes, meets."""
+    return {
+        "count": 1,
+        "arch": ["HOPPER"],
+        "modes": ["spt"],
+        "driver_min": "570.00",
+        "vbios": "unpinned",
+        "measurements": "not-appraised",
+        "revocation": "not-appraised",
+    }
+
+
 class CommandFailed(AgentError):
     """A command of the deployment ended otherwise than expected."""
 
@@ -202,15 +215,7 @@ class Deployment:
                 "advisories": [],
             },
             **events,
-            "gpu": {
-                "count": 1,
-                "arch": ["HOPPER"],
-                "modes": ["spt"],
-                "driver_min": "570.00",
-                "vbios": "unpinned",
-                "measurements": "not-appraised",
-                "revocation": "not-appraised",
-            },
+            "gpu": gpu_policy(),
             "attestation_result": "not-appraised",  # the broker issues it
         }
 

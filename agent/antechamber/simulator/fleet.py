@@ -26,7 +26,7 @@ from antechamber.evidence.composite import (
 )
 from antechamber.evidence.eventlog import CAP, DOMAIN, AaelEvent, compose_log
 from antechamber.evidence.gpu_chain import gpu_event, verify_devices
-from antechamber.simulator.deployment import NAMES, UNLIMITED
+from antechamber.simulator.deployment import NAMES, UNLIMITED, gpu_policy
 from antechamber.simulator.intel import IntelPki
 from antechamber.simulator.machine import Machine
 from antechamber.simulator.nvidia import NvidiaPki
@@ -103,15 +103,7 @@ def policy(intel: IntelPki, nvidia: NvidiaPki, signer: str) -> dict[str, object]
         | {"tcb_status": ["UpToDate"], "advisories": []},
         "events": {"config": "unpinned", "init-data": "unpinned", "engine": "unpinned", "gpu": "unpinned"}
         | {"model": [MODEL_HASH]},
-        "gpu": {
-            "count": 1,
-            "arch": ["HOPPER"],
-            "modes": ["spt"],
-            "driver_min": "570.00",
-            "vbios": "unpinned",
-            "measurements": "not-appraised",
-            "revocation": "not-appraised",
-        },
+        "gpu": gpu_policy(),
         "attestation_result": "not-appraised",
     }
 
